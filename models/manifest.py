@@ -1,0 +1,212 @@
+"""What is known about a model: the JSON document that travels inside the model file."""
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["numeric", "boolean", "categorical", "datetime"]
+Transform = Literal["identity", "log", "logit"]
+Family = Literal["gaussian", "laplace", "student_t"]
+CalibrationMethod = Literal["split", "cross", "none"]
+IntervalKind = Literal["symmetric", "equal_tailed"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    # Infinity and NaN have no JSON form: a manifest that held one could not be read back.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Column(_Part):
+    """One feature, in raw units. A row of `x` holds, for each kind:
+
+    numeric: the value; boolean: 0 or 1; categorical: the index of the value in `categories`;
+    datetime: seconds since 1970-01-01 UTC. NaN stands for a missing value and for an unknown category.
+    """
+
+    name: str
+    kind: Kind
+    unit: str | None = None
+    description: str | None = None
+    categories: list[str] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    quantiles: dict[str, float] = {}
+    missing: Share = 0.0
+    integer: bool = False
+    """All training values were whole numbers (numeric), or the categories are (categorical)."""
+
+    @model_validator(mode="after")
+    def _categories_belong_to_categorical_columns(self) -> Self:
+        if (self.kind == "categorical") != (self.categories is not None):
+            raise ValueError(f"column {self.name!r}: `categories` belongs to a categorical column and only there")
+        return self
+
+
+class Target(_Part):
+    """One predicted quantity. The network works on `transform(target)`; answers are in raw units."""
+
+    name: str
+    unit: str | None = None
+    description: str | None = None
+    transform: Transform = "identity"
+    minimum: float
+    maximum: float
+
+
+class Network(_Part):
+    """Which network answers, how it was fitted, and how long that took."""
+
+    family: Family
+    degrees_of_freedom: list[float] | None = None
+    """student_t: one constant per target."""
+    loss: str
+    options: dict[str, Any]
+    """Every training option as it was used."""
+    members: int
+    parameters: int
+    seed: int
+    minimum_std: float
+    maximum_std: float
+    """Floor and cap of a member's std, as multiples of the (transformed) target's std over the training rows."""
+
+
+class ResidualGroup(_Part):
+    """The calibration residuals of one group of rows, or (value None) of all rows together."""
+
+    value: str | None = None
+    code: float | None = None
+    """The value as `x` holds it: the category's index, or 0 and 1 for a boolean column."""
+    residuals: list[list[float]]
+    """[targets][rows], ascending: (transform(y) - location) / scale of the exported graph, signed."""
+
+    @property
+    def rows(self) -> int:
+        """The number of calibration rows."""
+        return len(self.residuals[0])
+
+
+class Calibration(_Part):
+    """What the intervals are made of. The same residuals stand in the graph as a constant.
+
+    `groups[0]` holds all rows; with `group_column` the others hold one value of that column each, and a row whose
+    value is not among them gets the interval of `groups[0]`.
+    """
+
+    method: CalibrationMethod
+    interval: IntervalKind
+    group_column: str | None = None
+    groups: Annotated[list[ResidualGroup], Field(min_length=1)]
+    scale_factor: list[float]
+    """[targets]: what maximum likelihood on the calibration residuals made of the network's std; far from 1 is a warning."""
+    guarantee: str
+
+    @property
+    def rows(self) -> int:
+        """The number of calibration rows of all groups together."""
+        return self.groups[0].rows
+
+
+class IntervalScores(_Part):
+    """How the prediction intervals of one coverage did on rows that nothing was fitted to."""
+
+    coverage: float
+    observed_coverage: float
+    mean_width: float
+    interval_score: float
+
+
+class Scores(_Part):
+    """How the predictions of one target did; `nll` in nats, the others in the target's unit (r2: none)."""
+
+    nll: float
+    rmse: float
+    mae: float
+    r2: float | None
+    crps: float
+    calibration_error: float
+    intervals: list[IntervalScores]
+    pit_histogram: list[float]
+    """Share of rows in each of equally wide bins of the probability integral transform; flat is calibrated."""
+
+
+class Evaluation(_Part):
+    """Scores by target, for the model and for what it has to beat."""
+
+    source: Literal["test rows", "out-of-fold rows"]
+    rows: int
+    targets: dict[str, Scores]
+    baselines: dict[str, dict[str, Scores]] = {}
+    """`constant` (mean and std of the training rows) and `homoscedastic` (same network, one std for all rows)."""
+
+
+class Origin(_Part):
+    """Where the model comes from."""
+
+    data: str
+    data_sha256: str
+    rows: int
+    rows_by_use: dict[str, int]
+    command: str
+    git_revision: str | None
+    libraries: dict[str, str]
+    created: str
+    """ISO 8601, UTC."""
+    seconds: float
+
+
+class Golden(_Part):
+    """A few rows with the answers that the exported graph gave; a server repeats them before it takes the model in."""
+
+    x: list[list[float | None]]
+    coverage: list[float]
+    outputs: dict[str, Any]
+    """By output name, nested lists of the output's shape. None stands for infinity's place in an unsupported interval."""
+    tolerance: float
+    """Largest difference allowed, relative to the std of the row."""
+
+
+class Manifest(_Part):
+    """Everything a server or a reader must know about a model file, and nothing about where it runs."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    columns: Annotated[list[Column], Field(min_length=1)]
+    targets: Annotated[list[Target], Field(min_length=1)]
+    network: Network
+    calibration: Calibration
+    default_coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    evaluation: Evaluation | None
+    origin: Origin
+    golden: Golden
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        for what, names in (("column", self.feature_names), ("target", self.target_names)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} names must differ: {', '.join(twice)}")
+        for group in self.calibration.groups:
+            if len(group.residuals) != len(self.targets):
+                raise ValueError(f"calibration has residuals of {len(group.residuals)} targets, not {len(self.targets)}")
+        column = self.calibration.group_column
+        if column is not None and column not in self.feature_names:
+            raise ValueError(f"calibration group column {column!r} is not a feature")
+        return self
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features in the order of `x`."""
+        return [column.name for column in self.columns]
+
+    @property
+    def target_names(self) -> list[str]:
+        """Names of the targets in the order of the outputs."""
+        return [target.name for target in self.targets]
+
+    def residuals(self, group: int = 0) -> NDArray[np.float64]:
+        """The sorted signed residuals of a calibration group: [targets, rows]."""
+        return np.array(self.calibration.groups[group].residuals, dtype=np.float64)
