@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
+"""The newest manifest that this code reads; raised when a reader of the old form would misread the new one."""
 
 Kind = Literal["numeric", "boolean", "categorical", "datetime"]
 Transform = Literal["identity", "log", "logit"]
@@ -165,7 +166,7 @@ class Golden(_Part):
     x: list[list[float | None]]
     coverage: list[float]
     outputs: dict[str, Any]
-    """By output name, nested lists of the output's shape. None stands for infinity's place in an unsupported interval."""
+    """By output name, nested lists of the output's shape; all finite, since `coverage` holds supported values only."""
     tolerance: float
     """Largest difference allowed, relative to the std of the row."""
 
@@ -173,7 +174,7 @@ class Golden(_Part):
 class Manifest(_Part):
     """Everything a server or a reader must know about a model file, and nothing about where it runs."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     columns: Annotated[list[Column], Field(min_length=1)]
     targets: Annotated[list[Target], Field(min_length=1)]
     network: Network

@@ -1,0 +1,289 @@
+"""The calibrated part of the model graph, written in ONNX's text form: members in, moments and intervals out.
+
+The network part (training/export.py) ends in two values, `member_location` and `member_scale` [members, n, targets] float64:
+mean and std of each member's distribution of the transformed target. Everything from there on - the mixture over members, the
+scale factor, the inverse transform, the conformal interval - is this module's, so that a file can be calibrated anew
+without torch.
+"""
+
+import numpy as np
+import onnx
+import onnx.compose
+import onnx.parser
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from models.artifact import OUTPUTS
+from models.manifest import Calibration, Column, Target
+
+OPSET = 18
+MEMBER_OUTPUTS = ("member_location", "member_scale")
+NETWORK_PREFIX = "network."
+RANK_GUARD = 1e-9
+"""Absorbs how a decimal coverage is represented: (n + 1) c is 28.000000000000004 for c = 0.28 and n = 99. Float noise of the
+product stays under 1e-11 for 100 000 rows, and a four-decimal coverage leaves at least 1e-4 to the next rank."""
+MOMENT_NODES = 128
+"""Residual quantiles over which mean and std of a log- or logit-transformed target are averaged in the graph."""
+
+
+def calibrated_graph(
+    network: onnx.ModelProto,
+    *,
+    columns: list[Column],
+    targets: list[Target],
+    calibration: Calibration,
+    float64: bool,
+) -> onnx.ModelProto:
+    """The whole model: the network part with mixture, scale factor, transforms and intervals attached.
+
+    network: as `network_part` returns it. float64: whether the outputs need float64 (a target whose offset is large
+    against its spread); the arithmetic is float64 in either case.
+    """
+    plain = all(target.transform == "identity" for target in targets)
+    column = calibration.group_column
+    group_feature = None if column is None else [c.name for c in columns].index(column)
+    text = "\n".join(
+        [
+            *_mixture(),
+            *(_plain_moments() if plain else _transformed_moments()),
+            *_ranks(calibration.interval),
+            *_row_factors(group_feature),
+            *_interval(plain=plain),
+            *(f"{name} = Cast<to={TensorProto.DOUBLE if float64 else TensorProto.FLOAT}>({name}_64)" for name in OUTPUTS),
+        ]
+    )
+    kind = "double" if float64 else "float"
+    shapes = {name: "n,targets,k" if name in ("lower", "upper") else "n,targets" for name in OUTPUTS}
+    shapes = {name: shape.replace("targets", str(len(targets))) for name, shape in shapes.items()}
+    signature = ", ".join(f"{kind}[{shapes[name]}] {name}" for name in OUTPUTS)
+    inputs = f"double[n,{len(columns)}] x, double[k] coverage"
+    members = ", ".join(f"double[m,n,{len(targets)}] {name}" for name in MEMBER_OUTPUTS)
+    tail = onnx.parser.parse_graph(f"errorbar ({inputs}, {members}) => ({signature}) {{\n{text}\n}}")
+
+    graph = onnx.GraphProto()
+    graph.CopyFrom(network.graph)
+    graph.name = "errorbar"
+    graph.node.extend(tail.node)
+    graph.initializer.extend(
+        numpy_helper.from_array(value, name=name) for name, value in _constants(targets, calibration, group_feature).items()
+    )
+    del graph.output[:]
+    graph.output.extend(tail.output)
+    inputs_by_name = {value.name: value for value in tail.input}
+    del graph.input[:]
+    graph.input.extend([inputs_by_name["x"], inputs_by_name["coverage"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="errorbar")
+    model.ir_version = 9  # as old as the operators allow, so that older runtimes load it
+    onnx.checker.check_model(model)
+    return model
+
+
+def network_part(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network alone, with outputs `member_location` and `member_scale`, out of a calibrated model."""
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    nodes = [node for node in graph.node if all(_of_network(name) for name in node.output)]
+    tensors = [tensor for tensor in graph.initializer if _of_network(tensor.name)]
+    members = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, None, None]) for name in MEMBER_OUTPUTS]
+    inputs = [value for value in graph.input if value.name == "x"]
+    for field, kept in (("node", nodes), ("initializer", tensors), ("output", members), ("input", inputs)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(kept)
+    part = helper.make_model(graph, opset_imports=list(model.opset_import))
+    part.ir_version = model.ir_version
+    return part
+
+
+def named_network(exported: onnx.ModelProto) -> onnx.ModelProto:
+    """`exported` with every inner name under `network.`, so that no name of the calibrated part can meet one of it."""
+    named = onnx.compose.add_prefix(exported, NETWORK_PREFIX, rename_inputs=False, rename_outputs=False)
+    return network_part(named)
+
+
+def outputs_float64(model: onnx.ModelProto) -> bool:
+    """Whether the outputs of a calibrated model are float64."""
+    return bool(model.graph.output[0].type.tensor_type.elem_type == TensorProto.DOUBLE)
+
+
+def _of_network(name: str) -> bool:
+    return name.startswith(NETWORK_PREFIX) or name in MEMBER_OUTPUTS
+
+
+def _mixture() -> list[str]:
+    """Mean and std of the equally weighted mixture of the members: mean of (s_i^2 + m_i^2) - m^2, computed stably."""
+    return [
+        "location_64 = ReduceMean<keepdims=0>(member_location, first_axis)",
+        "deviation = Sub(member_location, location_64)",
+        "squared_deviation = Mul(deviation, deviation)",
+        "squared_epistemic = ReduceMean<keepdims=0>(squared_deviation, first_axis)",
+        "squared_scale = Mul(member_scale, member_scale)",
+        "squared_aleatoric = ReduceMean<keepdims=0>(squared_scale, first_axis)",
+        "squared_total = Add(squared_epistemic, squared_aleatoric)",
+        "network_scale = Sqrt(squared_total)",
+        "scale_64 = Mul(network_scale, scale_factor)",
+        "network_epistemic = Sqrt(squared_epistemic)",
+        "epistemic_scale = Mul(network_epistemic, scale_factor)",
+        "network_aleatoric = Sqrt(squared_aleatoric)",
+        "aleatoric_scale = Mul(network_aleatoric, scale_factor)",
+        "location_column = Unsqueeze(location_64, last_axis)",
+        "scale_column = Unsqueeze(scale_64, last_axis)",
+    ]
+
+
+def _plain_moments() -> list[str]:
+    return [
+        "mean_64 = Identity(location_64)",
+        "std_64 = Identity(scale_64)",
+        "epistemic_std_64 = Identity(epistemic_scale)",
+        "aleatoric_std_64 = Identity(aleatoric_scale)",
+    ]
+
+
+def _transformed_moments() -> list[str]:
+    """Mean and std of the inverse-transformed distribution: averages over the calibration residuals' quantiles.
+
+    Duan's smearing estimate (1983): it needs no closed form, and stays finite where the family's own moments do not (a log
+    transform under Student-t). The two parts of std keep the proportion that they have in transformed space.
+    """
+    return [
+        "scaled_nodes = Mul(scale_column, moment_nodes)",
+        "transformed_nodes = Add(location_column, scaled_nodes)",
+        *_inverse("transformed_nodes", "raw_nodes"),
+        "node_mean = MatMul(raw_nodes, node_weights)",  # not ReduceMean: ONNX Runtime's gives zero rows a wrong shape
+        "node_deviation = Sub(raw_nodes, node_mean)",
+        "squared_node_deviation = Mul(node_deviation, node_deviation)",
+        "node_variance = MatMul(squared_node_deviation, node_weights)",
+        "flat_node_variance = Squeeze(node_variance, last_axis)",
+        "node_std = Sqrt(flat_node_variance)",
+        "flat_node_mean = Squeeze(node_mean, last_axis)",
+        "mean_64 = Where(is_plain_row, location_64, flat_node_mean)",
+        "std_64 = Where(is_plain_row, scale_64, node_std)",
+        "epistemic_share = Div(epistemic_scale, scale_64)",
+        "aleatoric_share = Div(aleatoric_scale, scale_64)",
+        "epistemic_std_64 = Mul(std_64, epistemic_share)",
+        "aleatoric_std_64 = Mul(std_64, aleatoric_share)",
+    ]
+
+
+def _inverse(value: str, result: str) -> list[str]:
+    """The inverse target transforms of a [n, targets, anything] value."""
+    return [
+        f"{result}_exp = Exp({value})",
+        f"{result}_sigmoid = Sigmoid({value})",
+        f"{result}_log_done = Where(is_log, {result}_exp, {value})",
+        f"{result} = Where(is_logit, {result}_sigmoid, {result}_log_done)",
+    ]
+
+
+def _ranks(interval: str) -> list[str]:
+    """Factors [groups, targets, k]: the score at the exact conformal rank, infinite where the rank passes the rows."""
+    if interval == "symmetric":
+        return [
+            "product = Mul(rows_plus_one, coverage)",
+            "product_less = Sub(product, rank_guard)",
+            "rank = Ceil(product_less)",
+            *_gathered("rank", "group_upper"),
+            "group_lower = Neg(group_upper)",
+        ]
+    return [
+        "lower_share = Sub(one, coverage)",
+        "lower_product = Mul(rows_plus_one, lower_share)",
+        "lower_half = Mul(lower_product, half)",
+        "lower_more = Add(lower_half, rank_guard)",
+        "lower_rank = Floor(lower_more)",
+        *_gathered("lower_rank", "group_lower"),
+        "upper_share = Add(one, coverage)",
+        "upper_product = Mul(rows_plus_one, upper_share)",
+        "upper_half = Mul(upper_product, half)",
+        "upper_less = Sub(upper_half, rank_guard)",
+        "upper_rank = Ceil(upper_less)",
+        *_gathered("upper_rank", "group_upper"),
+    ]
+
+
+def _gathered(rank: str, factor: str) -> list[str]:
+    return [
+        f"{rank}_from_zero = Max({rank}, zero)",
+        f"{rank}_bounded = Min({rank}_from_zero, rows_plus_one)",
+        f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank}_bounded)",
+        f"{rank}_columns = Unsqueeze({rank}_integer, middle_axis)",
+        f"{rank}_shape = Shape({rank}_columns)",
+        f"{rank}_full_shape = Max({rank}_shape, targets_shape)",
+        f"{rank}_index = Expand({rank}_columns, {rank}_full_shape)",
+        f"{factor} = GatherElements<axis=2>(scores, {rank}_index)",
+    ]
+
+
+def _row_factors(group_feature: int | None) -> list[str]:
+    if group_feature is None:
+        return ["lower_factor = Identity(group_lower)", "upper_factor = Identity(group_upper)"]
+    return [
+        "group_value = Gather<axis=1>(x, group_feature)",
+        "group_matches = Equal(group_value, group_codes)",
+        f"group_match_shares = Cast<to={TensorProto.DOUBLE}>(group_matches)",
+        "group_number = MatMul(group_match_shares, group_numbers)",  # 0 where no value matches
+        f"group_column = Cast<to={TensorProto.INT64}>(group_number)",
+        "group = Squeeze(group_column, last_axis)",
+        "lower_factor = Gather<axis=0>(group_lower, group)",
+        "upper_factor = Gather<axis=0>(group_upper, group)",
+    ]
+
+
+def _interval(*, plain: bool) -> list[str]:
+    lines = []
+    for side in ("lower", "upper"):
+        result = f"{side}_64" if plain else f"{side}_transformed"
+        lines += [f"{side}_reach = Mul(scale_column, {side}_factor)", f"{result} = Add(location_column, {side}_reach)"]
+        lines += [] if plain else _inverse(result, f"{side}_64")
+    return lines
+
+
+def _constants(targets: list[Target], calibration: Calibration, group_feature: int | None) -> dict[str, NDArray[np.generic]]:
+    float64, int64 = np.float64, np.int64
+    groups = [np.array(group.residuals, dtype=float64) for group in calibration.groups]
+    constants: dict[str, NDArray[np.generic]] = {
+        "first_axis": np.array([0], dtype=int64),
+        "middle_axis": np.array([1], dtype=int64),
+        "last_axis": np.array([-1], dtype=int64),
+        "zero": np.array(0.0),
+        "rank_guard": np.array(RANK_GUARD),
+        "scale_factor": np.array(calibration.scale_factor, dtype=float64),
+        "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
+        "scores": score_table(groups, interval=calibration.interval),
+        "targets_shape": np.array([1, len(targets), 0], dtype=int64),
+    }
+    if calibration.interval == "equal_tailed":
+        constants |= {"one": np.array(1.0), "half": np.array(0.5)}
+    if group_feature is not None:
+        codes = [group.code for group in calibration.groups[1:]]
+        constants |= {
+            "group_feature": np.array([group_feature], dtype=int64),
+            "group_codes": np.array([codes], dtype=float64),
+            "group_numbers": np.arange(1, len(groups), dtype=float64)[:, None],
+        }
+    transforms = np.array([target.transform for target in targets])
+    if np.any(transforms != "identity"):
+        levels = (np.arange(MOMENT_NODES) + 0.5) / MOMENT_NODES
+        constants |= {
+            "is_plain_row": transforms == "identity",
+            "is_log": (transforms == "log")[:, None],
+            "is_logit": (transforms == "logit")[:, None],
+            "node_weights": np.full((MOMENT_NODES, 1), 1 / MOMENT_NODES),
+            "moment_nodes": np.quantile(groups[0], levels, axis=1, method="hazen").T.copy(),
+        }
+    return constants
+
+
+def score_table(groups: list[NDArray[np.float64]], *, interval: str) -> NDArray[np.float64]:
+    """[groups, targets, most rows + 2]: column k holds the k-th smallest score of the group, infinity beyond its rows.
+
+    Scores are the absolute residuals for symmetric intervals; the signed ones, with minus infinity in column 0, for
+    equal-tailed.
+    """
+    longest = max(group.shape[1] for group in groups)
+    table = np.full((len(groups), groups[0].shape[0], longest + 2), np.inf)
+    for row, residuals in zip(table, groups, strict=True):
+        symmetric = interval == "symmetric"
+        row[:, 0] = 0.0 if symmetric else -np.inf
+        row[:, 1 : residuals.shape[1] + 1] = np.sort(np.abs(residuals) if symmetric else residuals, axis=1)
+    return table

@@ -1,0 +1,85 @@
+"""Put a model file into a model repository: `<repository>/<name>/<version>/model.onnx`, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from models.artifact import MODEL_NAME, ArtifactError, open_model
+
+_UNFINISHED = ".publishing-"
+_ABANDONED_SECONDS = 24 * 3600
+
+
+def publish(model: Path, repository: Path, *, name: str) -> Path:
+    """Publish `model` as the next version of `name`; returns the path of the published file.
+
+    The file is copied beside its final place, flushed to disk, verified (loaded in ONNX Runtime, golden rows repeated) and
+    renamed. Killed at any moment, this leaves the repository as it was; two publishers at once get two versions. A report
+    `<model>.html` next to the model travels with it as `report.html`. Raises ArtifactError for a bad file or name.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise ArtifactError(
+            f"model name {name!r}: use up to 100 letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+        )
+    folder = repository / name
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
+    try:
+        _copy_to_disk(model, unfinished / "model.onnx")
+        report = model.with_suffix(".html")
+        if report.exists():
+            _copy_to_disk(report, unfinished / "report.html")
+        open_model(unfinished / "model.onnx")
+        unfinished.chmod(0o755)  # mkdtemp makes it private; a service under another user must read it
+        _flush_folder(unfinished)
+        final = _renamed_to_next_version(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _flush_folder(folder)
+    return final / "model.onnx"
+
+
+def versions(folder: Path) -> list[int]:
+    """The published versions in a model's folder, ascending."""
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.name[0] != "0")
+
+
+def _renamed_to_next_version(unfinished: Path, folder: Path) -> Path:
+    version = max(versions(folder), default=0) + 1
+    while True:
+        try:
+            return unfinished.rename(folder / str(version))
+        except OSError:
+            if not (folder / str(version)).exists():
+                raise
+            version += 1  # another publisher was first: renaming onto a folder that holds something fails
+
+
+def _copy_to_disk(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as read, target.open("wb") as written:
+            shutil.copyfileobj(read, written)
+            written.flush()
+            os.fsync(written.fileno())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{source}: no such file") from error
+    target.chmod(0o644)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what publishers that were killed long ago left behind."""
+    for entry in folder.glob(f"{_UNFINISHED}*"):
+        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(entry, ignore_errors=True)
