@@ -1,0 +1,252 @@
+"""Calibrated residuals -> intervals, quantiles, probabilities, samples: exact conformal prediction on arrays.
+
+A model says of each row a `location` and a `scale` (a std) in the transformed target's space. Its calibration
+residuals r = (transform(y) - location) / scale are stored sorted, as [targets, rows]. What comes out here are factors:
+a value in the transformed space is location + factor * scale. Infinite factors mean that the calibration rows are
+too few. Ranks are rational numbers throughout, because (rows + 1) * coverage in floats is off by one rank now and then.
+
+Groups (Mondrian calibration) need nothing of their own: hand in the residuals of the row's group.
+
+Sources: Vovk, Gammerman and Shafer 2005 (split and Mondrian); Lei et al. 2018 (residuals over a scale, upper bound);
+Vovk 2012 (the Beta law); Vovk et al. 2019 (predictive distributions).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal, assert_never
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import special
+
+Values = NDArray[np.float64]
+IntervalKind = Literal["symmetric", "equal_tailed"]
+CalibrationMethod = Literal["split", "cross", "none"]
+
+
+def conformal_rank(coverage: float, *, rows: int) -> int:
+    """The rank of the calibration score that bounds an interval of `coverage`.
+
+    The smallest k with k >= (rows + 1) * coverage. A k above `rows` means that no finite score
+    is enough. The float is read as the decimal it prints as: 0.28 is 28/100.
+
+    Source: split conformal prediction (Vovk et al. 2005); realised coverage ~ Beta(k, rows + 1 - k).
+
+    >>> conformal_rank(0.28, rows=99)  # 100 * 0.28 is 28.000000000000004
+    28
+    """
+    return math.ceil((rows + 1) * _decimal(coverage, "coverage"))
+
+
+def equal_tailed_ranks(coverage: float, *, rows: int) -> tuple[int, int]:
+    """The ranks of the signed residuals that leave at most (1 - coverage) / 2 out on either side.
+
+    Rank 0 means minus infinity and rank `rows` + 1 plus infinity; both come together.
+
+    >>> equal_tailed_ranks(0.9, rows=99)
+    (5, 95)
+    """
+    lower = math.floor((rows + 1) * (1 - _decimal(coverage, "coverage")) / 2)
+    return lower, rows + 1 - lower
+
+
+def largest_coverage(rows: int, *, interval: IntervalKind) -> float:
+    """The largest coverage with a finite interval, rounded down to a short decimal; 0.0 where there is none.
+
+    That is rows / (rows + 1), equal-tailed (rows - 1) / (rows + 1).
+
+    >>> largest_coverage(412, interval="symmetric")
+    0.9975
+    """
+    scores = rows if interval == "symmetric" else rows - 1
+    unit = _short_decimal(rows)
+    return max(0, scores * unit // (rows + 1)) / unit
+
+
+def supported_probabilities(rows: int) -> tuple[float, float]:
+    """The smallest and the largest probability whose quantile the calibration rows can tell, as short decimals.
+
+    That is from 1 / (rows + 1) to rows / (rows + 1), rounded inwards.
+
+    >>> supported_probabilities(412)
+    (0.0025, 0.9975)
+    """
+    unit = _short_decimal(rows)
+    return -(-unit // (rows + 1)) / unit, rows * unit // (rows + 1) / unit
+
+
+def interval_factors(
+    residuals: Values, coverages: Sequence[float] | Values, *, interval: IntervalKind
+) -> tuple[Values, Values]:
+    """The prediction intervals of `coverages` [k], as factors: (lower, upper), each [targets, k].
+
+    residuals: [targets, rows], sorted ascending. symmetric: -q and q, with q the absolute residual of `conformal_rank`.
+    equal_tailed: the signed residuals of `equal_tailed_ranks`.
+
+    >>> lower, upper = interval_factors(np.arange(-4.0, 5.0)[None], [0.9], interval="symmetric")
+    >>> float(lower[0, 0]), float(upper[0, 0])
+    (-4.0, 4.0)
+    """
+    rows = residuals.shape[1]
+    if interval == "symmetric":
+        upper = _at_ranks(np.sort(np.abs(residuals), axis=1), [conformal_rank(c, rows=rows) for c in coverages])
+        return -upper, upper
+    ranks = [equal_tailed_ranks(c, rows=rows) for c in coverages]
+    return _at_ranks(residuals, [low for low, _ in ranks]), _at_ranks(residuals, [high for _, high in ranks])
+
+
+def quantile_factors(residuals: Values, probabilities: Sequence[float] | Values) -> Values:
+    """The quantiles of the conformal predictive distribution at `probabilities` [p], as factors: [targets, p].
+
+    residuals: [targets, rows], sorted ascending. A quantile is the residual of rank ceil((rows + 1) p), so that
+    p <= P(Y <= quantile) < p + 1 / (rows + 1) without ties. It is infinite above rows / (rows + 1), and the lowest
+    residual below 1 / (rows + 1), where the calibration rows say nothing (`supported_probabilities`). Quantiles never
+    cross. Two of them make no interval with a guarantee, as both err upwards: `interval_factors` does.
+    """
+    rows = residuals.shape[1]
+    return _at_ranks(residuals, [math.ceil((rows + 1) * _decimal(p, "probability")) for p in probabilities])
+
+
+def cumulative_probability(residuals: Values, standardised: Values) -> Values:
+    """P(Y <= t) of the conformal predictive distribution, strictly between 0 and 1: [n, targets, thresholds].
+
+    residuals: [targets, rows], sorted ascending. standardised: [n, targets, thresholds], (transform(t) - location) / scale.
+
+    The predictive distribution leaves each of the rows + 1 gaps between residuals the probability 1 / (rows + 1); its
+    middle is taken, (#{r < z} + #{r <= z} + 1) / 2 / (rows + 1): half a step within a gap, and k / (rows + 1) at the
+    k-th residual itself, which is what `quantile_factors` inverts: p <= cdf(quantile(p)) < p + 1 / (rows + 1).
+
+    Source: Vovk et al. 2019, "Nonparametric predictive distributions based on conformal prediction", with tau = 1/2.
+    """
+    rows = residuals.shape[1]
+    below = np.empty_like(standardised)
+    for target, ordered in enumerate(residuals):
+        z = standardised[:, target]
+        below[:, target] = np.searchsorted(ordered, z, side="left") + np.searchsorted(ordered, z, side="right")
+    probability: Values = (below + 1) / (2 * (rows + 1))
+    return probability
+
+
+def sample_factors(residuals: Values, rng: Generator, *, rows: int, samples: int) -> Values:
+    """Draws from the calibration residuals, as factors: [rows, targets, samples].
+
+    residuals: [targets, calibration rows], sorted. Each target is drawn by itself: the residuals are sorted per target,
+    so which of them came from the same calibration row is no longer known, and draws of two targets of a row are
+    independent given x even where the targets' errors are not. Draws stay within the residuals seen.
+    """
+    targets, count = residuals.shape
+    drawn = rng.integers(count, size=(rows, targets, samples))
+    factors: Values = residuals[np.arange(targets)[:, None], drawn]
+    return factors
+
+
+def coverage_range(
+    coverage: float, *, rows: int, interval: IntervalKind = "symmetric", probability: float = 0.9
+) -> tuple[float, float]:
+    """Where the coverage on new rows lies, with `probability`, given one set of calibration rows: (low, high).
+
+    The central part of Beta(k, rows + 1 - k), with k the calibration scores within the interval (equal-tailed: the
+    difference of the ranks); (1.0, 1.0) where the interval is infinite. Source: Vovk 2012.
+    """
+    if interval == "symmetric":
+        within = conformal_rank(coverage, rows=rows)
+    else:
+        lower, upper = equal_tailed_ranks(coverage, rows=rows)
+        within = upper - lower
+    if within > rows:
+        return 1.0, 1.0
+    tail = (1 - probability) / 2
+    low, high = special.betaincinv(within, rows + 1 - within, np.array([tail, 1 - tail]))
+    return float(low), float(high)
+
+
+def guarantee(method: CalibrationMethod, *, interval: IntervalKind, rows: int) -> str:
+    """What the prediction intervals of a calibration hold, in plain words."""
+    finite = f"Finite intervals up to coverage {largest_coverage(rows, interval=interval)}."
+    match method:
+        case "split":
+            return (
+                "An interval of coverage c holds the target of a new row with a probability from c to c + "
+                f"{1 if interval == 'symmetric' else 2}/{rows + 1}, on average over calibration sets, if that row and the "
+                f"{rows} calibration rows, which took no part in fitting, are exchangeable and their residuals have no "
+                f"ties. {_spread_of_coverage(rows, interval)}{finite}"
+            )
+        case "cross":
+            return (
+                f"Calibrated by cross-fitting on {rows} rows: each residual comes from members that did not see its row. "
+                "For an interval of coverage c around the mean of all members no finite-sample guarantee is proven; CV+, "
+                "the nearest method that has one, holds the target with a probability of at least about 1 - 2 (1 - c), "
+                f"and in practice close to c. {finite}"
+            )
+        case "none":
+            return (
+                "No guarantee: the intervals are those of the assumed family with the network's own mean and std, and "
+                f"no held-out rows have checked them. {finite}"
+            )
+        case _:
+            assert_never(method)
+
+
+def _spread_of_coverage(rows: int, interval: IntervalKind) -> str:
+    if largest_coverage(rows, interval=interval) < 0.9:
+        return ""
+    low, high = coverage_range(0.9, rows=rows, interval=interval)
+    return (
+        "Given one set of calibration rows, the coverage on new rows of a 0.9 interval lies between "
+        f"{low:.3f} and {high:.3f} with probability 0.9. "
+    )
+
+
+def sorted_residuals(y: Values, location: Values, scale: Values) -> Values:
+    """The standardised residuals (y - location) / scale of each target, ascending: [targets, rows].
+
+    All three [rows, targets], in the transformed target's space. Raises ValueError where there is no row, or a
+    residual is not finite.
+    """
+    if len(y) == 0:
+        raise ValueError("calibration needs at least one row")
+    residuals = (y - location) / scale
+    wrong = np.argwhere(~np.isfinite(residuals))
+    if len(wrong):
+        row, target = (int(index) for index in wrong[0])
+        raise ValueError(
+            f"the residual of calibration row {row}, target {target} is not finite: y is {y[row, target]}, "
+            f"location {location[row, target]}, scale {scale[row, target]}"
+        )
+    return np.sort(residuals.T, axis=1)
+
+
+def family_residuals(quantile: Callable[[Values], Values], *, rows: int = 9999) -> Values:
+    """Residuals that stand for a family: an uncalibrated model gives that family's own intervals through the same ranks.
+
+    quantile: the quantile function of the family with mean 0 and std 1, from [rows] probabilities to [rows] or
+    [targets, rows]. Result: [targets, rows], its values at i / (rows + 1).
+
+    With 9999 rows the intervals are the family's to rounding for every coverage of three decimals (for an even
+    (rows + 1) * coverage). For others, a symmetric interval holds at most 1 / (rows + 1) of probability too little or
+    too much, and an equal-tailed one less than 2 / (rows + 1) too much.
+    """
+    return np.atleast_2d(quantile(np.arange(1, rows + 1) / (rows + 1)))
+
+
+def _short_decimal(rows: int) -> int:
+    """The unit to round a bound to: four decimals, or one beyond the first that tells rows / (rows + 1) from 1."""
+    return int(10 ** max(4, len(str(rows + 1)) + 1))
+
+
+def _decimal(number: float, what: str) -> Fraction:
+    """The number that the float prints as, exactly; refused outside (0, 1)."""
+    value = Fraction(str(number)) if math.isfinite(number) else Fraction(0)
+    if not 0 < value < 1:
+        raise ValueError(f"{what} {number} is not between 0 and 1, both excluded (90 % is 0.9)")
+    return value
+
+
+def _at_ranks(ordered: Values, ranks: Sequence[int]) -> Values:
+    """The values of 1-based ranks in each row of `ordered`; beyond its ends, infinity: [targets, ranks]."""
+    rows = ordered.shape[1]
+    index = np.array(ranks, dtype=np.int64)
+    values = ordered[:, np.clip(index, 1, rows) - 1]
+    return np.where(index < 1, -np.inf, np.where(index > rows, np.inf, values))
