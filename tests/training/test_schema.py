@@ -1,0 +1,231 @@
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.manifest import Column, Target
+from training.errors import TableError
+from training.schema import codes, describe, encode, encode_targets, infer_kind
+
+NOON = datetime(2024, 1, 31, 12, tzinfo=UTC).timestamp()
+
+
+def described(values, *, dtype=None, categorical=False, max_categories=256):
+    series = pl.Series("f", values, dtype=dtype, strict=False)
+    rows = np.arange(1, len(series) + 1)
+    return describe(series, categorical=categorical, max_categories=max_categories, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "-2.5e3", None, ".5"], "numeric"),
+        (["0", "1"], "numeric"),
+        (["true", "No", "YES", "false"], "boolean"),
+        (["2024-01-31", None], "datetime"),
+        (["2024-01-31 12:00", "2024-01-31T12:00:00.5Z", "2024-01-31"], "datetime"),
+        (["12-01-31"], "categorical"),
+        (["2024-13-31"], "categorical"),
+        (["1", "2", "many"], "categorical"),
+        (["true", "maybe"], "categorical"),
+    ],
+)
+def test_the_kind_of_text_is_what_all_of_its_values_are(values, kind):
+    assert infer_kind(pl.Series("f", values)) == kind
+
+
+@pytest.mark.parametrize(
+    ("series", "kind", "values"),
+    [
+        (pl.Series("f", [1, None, 200], dtype=pl.UInt8), "numeric", [1, np.nan, 200]),
+        (pl.Series("f", [-1, 2**62], dtype=pl.Int64), "numeric", [-1, 2.0**62]),
+        (pl.Series("f", [1.5, float("nan")], dtype=pl.Float32), "numeric", [1.5, np.nan]),
+        (pl.Series("f", [Decimal("1.25"), Decimal(-2)]), "numeric", [1.25, -2]),
+        (pl.Series("f", [True, None, False]), "boolean", [1, np.nan, 0]),
+        (pl.Series("f", [date(2024, 1, 31), None]), "datetime", [NOON - 43200, np.nan]),
+        (pl.Series("f", ["2024-01-31T12:00:00.5"]).str.to_datetime(time_unit="ns"), "datetime", [NOON + 0.5]),
+        (
+            pl.Series("f", ["2024-01-31T12:00:00"]).str.to_datetime().dt.replace_time_zone("Europe/Berlin"),
+            "datetime",
+            [NOON - 3600],
+        ),
+        (pl.Series("f", [time(0, 1, 0, 500_000)]), "numeric", [60.5]),
+        (pl.Series("f", [timedelta(minutes=1, milliseconds=500)]), "numeric", [60.5]),
+        (pl.Series("f", ["b", "a", None], dtype=pl.Categorical), "categorical", [1, 0, np.nan]),
+        (pl.Series("f", ["b", "a"], dtype=pl.Enum(["b", "a", "c"])), "categorical", [1, 0]),
+    ],
+)
+def test_every_single_value_type_of_parquet_has_a_kind_and_values(series, kind, values):
+    column, found, _ = describe(series, categorical=False, max_categories=9, rows=np.arange(1, len(series) + 1))
+    assert column.kind == kind
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        pl.Series("f", [[1], [2]]),
+        pl.Series("f", [{"a": 1}]),
+        pl.Series("f", [b"x"]),
+        pl.Series("f", [[1, 2]] * 2, dtype=pl.Array(pl.Int8, 2)),
+    ],
+)
+@pytest.mark.parametrize("categorical", [True, False])
+def test_nested_and_binary_columns_are_refused(series, categorical):
+    with pytest.raises(TableError, match="no single value a row; leave it out with --exclude f"):
+        describe(series, categorical=categorical, max_categories=9, rows=np.arange(1, 3))
+
+
+@pytest.mark.parametrize("values", [[2, 1, 2], ["b", "a", "b"], [2.5, 1.0, 2.5], [timedelta(2), timedelta(1), timedelta(2)]])
+def test_values_of_any_type_make_groups(values):
+    groups = codes(pl.Series("g", values))
+    assert groups[0] == groups[2] != groups[1]
+    assert set(groups.tolist()) == {0, 1}
+
+
+def test_a_time_zone_moves_the_instant_and_its_absence_means_utc():
+    texts = ["2024-01-31T12:00:00Z", "2024-01-31T14:00:00+02:00", "2024-01-31 12:00:00", "2024-01-31T12:00"]
+    texts += ["2024-01-31T14:00+02:00", "2024-01-31 12:00:00.250", "1969-12-31T23:59:59"]
+    _, values, _ = described(texts)
+    np.testing.assert_array_equal(values, [NOON] * 5 + [NOON + 0.25, -1])
+
+
+def test_a_numeric_column_has_range_quantiles_and_share_missing():
+    column, _, notes = described([str(i) for i in range(100, -1, -1)] + [None])
+    assert (column.minimum, column.maximum, column.integer) == (0, 100, True)
+    assert column.quantiles == {"0.01": 1, "0.05": 5, "0.25": 25, "0.5": 50, "0.75": 75, "0.95": 95, "0.99": 99}
+    assert column.missing == 1 / 102
+    assert column.categories is None
+    assert notes == []
+    assert not described(["1", "1.5"])[0].integer
+
+
+def test_categories_are_sorted_and_rare_ones_are_unknown():
+    column, values, notes = described(["b"] * 5 + ["a"] * 4 + ["d", "c"], max_categories=3)
+    assert column.categories == ["a", "b", "c"]  # of the equally rare ones the first by name
+    np.testing.assert_array_equal(values, [1] * 5 + [0] * 4 + [np.nan, 2])
+    assert notes == ["column 'f' keeps the 3 most frequent of 4 categories; the others (9.1% of its rows) count as unknown"]
+    assert column.missing == 0
+
+
+def test_integer_codes_named_categorical_sort_as_numbers_and_keep_their_zeros():
+    column, values, _ = described(["10", "9", "007"], categorical=True)
+    assert column.categories == ["007", "9", "10"]
+    assert column.integer
+    np.testing.assert_array_equal(values, [2, 1, 0])
+
+
+@pytest.mark.parametrize("dtype", [pl.Int16, pl.Float64, pl.String])
+def test_a_code_is_the_same_category_whatever_type_holds_it(dtype):
+    column, _, _ = described([1, 2, 3], categorical=True)
+    series = pl.Series("f", ["3.0", "1.0", None] if dtype == pl.String else [3, 1, None], dtype=dtype)
+    x, unknown = encode(series.to_frame(), [column])
+    np.testing.assert_array_equal(x[:, 0], [2, 0, np.nan])
+    assert unknown == {}
+
+
+def test_text_of_too_many_values_is_refused_with_the_likely_reason():
+    with pytest.raises(TableError, match="text with 101 different values in 200 rows; it reads as an id or free text"):
+        described([f"id {i % 101}" for i in range(200)])
+    assert len(described([f"id {i % 100}" for i in range(200)])[0].categories) == 100
+    assert len(described([f"id {i % 101}" for i in range(203)])[0].categories) == 101
+    assert len(described([f"id {i}" for i in range(200)], categorical=True)[0].categories) == 200
+    with pytest.raises(TableError, match="most of its values are numbers, but data row 151 holds 'abc'"):
+        described([str(i) for i in range(150)] + ["abc"])
+    with pytest.raises(TableError, match="write decimals with a point"):
+        described([f"{i},5" for i in range(150)])
+    with pytest.raises(TableError, match="write dates as 2024-01-31"):
+        described([f"{1 + i % 28}/{1 + i % 12}/{2000 + i}" for i in range(150)])
+
+
+def test_one_word_among_few_numbers_makes_categories_and_a_note():
+    column, _, notes = described(["1", "2", "1", "many"])
+    assert column.categories == ["1", "2", "many"]
+    assert notes == ["column 'f' is taken as categories: most of its values are numbers, but data row 4 holds 'many'"]
+
+
+@pytest.mark.parametrize("values", [["3", None, "3"], ["a", "a"], ["yes", "yes"], ["2024-01-31"] * 2])
+def test_a_constant_column_is_kept_and_noted(values):
+    column, _, notes = described(values)
+    assert column.name == "f"
+    assert notes == ["column 'f' has the same value in every row that has one: it carries nothing"]
+
+
+def test_a_column_that_counts_the_rows_is_noted():
+    assert "counts the rows" in described(["7", "8", "9"])[2][0]
+    assert described(["7", "9", "8"])[2] == []
+
+
+@pytest.mark.parametrize(("values", "dtype"), [([None, None], pl.String), ([None], pl.Null), ([float("nan")], pl.Float64)])
+def test_a_column_without_a_value_is_refused(values, dtype):
+    with pytest.raises(TableError, match="column 'f' has no value in any row; leave it out with --exclude f"):
+        described(values, dtype=dtype)
+
+
+@pytest.mark.parametrize("values", [["1", "-inf", "2"], ["1", "-1e999", "2"], [1.0, -np.inf, 2.0]])
+def test_an_infinite_value_is_refused_with_its_place(values):
+    with pytest.raises(TableError, match=r"column 'f' holds an infinite value \(-inf\) in data row 2"):
+        described(values)
+
+
+COLUMNS = [
+    Column(name="n", kind="numeric"),
+    Column(name="b", kind="boolean"),
+    Column(name="c", kind="categorical", categories=["u", "v"]),
+    Column(name="d", kind="datetime"),
+]
+
+
+def test_a_new_table_is_encoded_by_name():
+    frame = pl.DataFrame(
+        {
+            "d": ["2024-01-31T12:00Z", None, "2024-01-31"],
+            "extra": ["x", "y", "z"],
+            "c": ["v", "w", None],
+            "b": ["Yes", "0", None],
+            "n": ["1e3", None, "-2"],
+        }
+    )
+    x, unknown = encode(frame, COLUMNS)
+    np.testing.assert_array_equal(x, [[1000, 1, 1, NOON], [np.nan, 0, np.nan, np.nan], [-2, np.nan, np.nan, NOON - 43200]])
+    assert unknown == {"c": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("n", "many", "column 'n' holds 'many' in data row 12, which is not a number"),
+        ("n", "inf", r"column 'n' holds an infinite value \(inf\) in data row 12"),
+        ("b", "2", "column 'b' holds '2' in data row 12, which is not true or false"),
+        ("d", "5", "column 'd' holds '5' in data row 12, which is not an ISO date"),
+        ("b", 0.5, "column 'b' holds 0.5 in data row 12"),
+        ("d", 5.0, "column 'd' holds 5.0 in data row 12"),
+        ("n", [1], "no single value a row"),
+        ("c", [1], "no single value a row"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_row(name, value, sentence):
+    frame = pl.DataFrame({other.name: pl.Series([None, None], dtype=pl.String) for other in COLUMNS})
+    with pytest.raises(TableError, match=sentence):
+        encode(frame.with_columns(pl.Series(name, [None, value])), COLUMNS, first_row=11)
+
+
+def test_a_missing_feature_is_refused_with_the_nearest_names():
+    with pytest.raises(TableError, match="the table has no column 'd'; there are 'n', 'b', 'c'"):
+        encode(pl.DataFrame({"n": ["1"], "b": ["1"], "c": ["u"]}), COLUMNS)
+
+
+def test_an_empty_batch_is_encoded_as_no_rows():
+    x, unknown = encode(pl.DataFrame(schema=dict.fromkeys("nbcd", pl.String)), COLUMNS)
+    assert x.shape == (0, 4)
+    assert unknown == {}
+
+
+def test_targets_of_a_new_table_keep_missing_values():
+    targets = [Target(name="y", minimum=0, maximum=1), Target(name="z", minimum=0, maximum=1, transform="log")]
+    y = encode_targets(pl.DataFrame({"z": [1, 2], "y": ["0.5", None]}), targets)
+    np.testing.assert_array_equal(y, [[0.5, 1], [np.nan, 2]])
+    with pytest.raises(TableError, match="target 'z' holds 0 in data row 8, and the transform log needs values above 0"):
+        encode_targets(pl.DataFrame({"z": [1, 0], "y": [1, 2]}), targets, first_row=7)

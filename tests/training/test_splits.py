@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.errors import TableError
+from training.splits import MOST_CALIBRATION_ROWS, MOST_STOP_ROWS, Plan, plan_rows
+
+
+def planned(rows: int, **changes) -> Plan:
+    options = {
+        "members": 5,
+        "folds": 5,
+        "test_share": 0.1,
+        "calibration": "auto",
+        "calibration_share": 0.2,
+        "stop_share": 0.1,
+        "seed": 0,
+    }
+    return plan_rows(rows, **(options | changes))
+
+
+def uses_of(plan: Plan) -> list[list[np.ndarray]]:
+    """For each member, every row set of the plan that must not share a row or group with another."""
+    held_out = plan.out_of_fold or [plan.calibration] * len(plan.fit)
+    return [list(sets) for sets in zip([plan.test] * len(plan.fit), held_out, plan.fit, plan.stop, strict=True)]
+
+
+plans = st.fixed_dictionaries(
+    {
+        "members": st.integers(5, 9),
+        "folds": st.integers(2, 5),
+        "test_share": st.sampled_from([0.0, 0.1, 0.3]),
+        "calibration": st.sampled_from(["auto", "split", "cross", "none"]),
+        "stop_share": st.sampled_from([0.1, 0.3, 0.5]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(100, 400), options=plans)
+def test_for_every_member_each_row_has_exactly_one_use(rows, options):
+    plan = planned(rows, **options)
+    for sets in uses_of(plan):
+        assert np.array_equal(np.sort(np.concatenate(sets)), np.arange(rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(200, 400), options=plans, group_count=st.integers(15, 60), shuffle=st.integers(0, 99))
+def test_a_group_is_never_on_two_sides(rows, options, group_count, shuffle):
+    groups = np.random.default_rng(shuffle).permutation(np.arange(rows) % group_count)
+    plan = planned(rows, groups=groups, **options)
+    for sets in uses_of(plan):
+        assert np.array_equal(np.sort(np.concatenate(sets)), np.arange(rows))
+        sides = [set(groups[rows_of_use]) for rows_of_use in sets]
+        assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(200, 400), shuffle=st.integers(0, 99), instants=st.integers(20, 500))
+def test_with_time_calibration_is_later_than_fitting_and_test_later_than_calibration(rows, shuffle, instants):
+    time = np.random.default_rng(shuffle).integers(0, instants, rows).astype(float)
+    plan = planned(rows, time=time)
+    assert plan.method == "split"
+    assert time[plan.test].min() > time[plan.calibration].max()
+    for fit, stop in zip(plan.fit, plan.stop, strict=True):
+        assert time[plan.calibration].min() > max(time[fit].max(), time[stop].max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(100, 300), options=plans)
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another(rows, options):
+    one, same, other = planned(rows, **options), planned(rows, **options), planned(rows, **options | {"seed": 5000})
+    assert all(np.array_equal(a, b) for a, b in zip(one.fit + one.stop, same.fit + same.stop, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one.fit, other.fit, strict=True))
+
+
+def test_the_test_rows_do_not_depend_on_how_the_rest_is_used():
+    plans = [planned(500, calibration=method, members=m) for method in ("split", "cross", "none") for m in (5, 8)]
+    assert all(np.array_equal(plan.test, plans[0].test) for plan in plans)
+
+
+@pytest.mark.parametrize(("rows", "method"), [(2221, "cross"), (2223, "split")])
+def test_auto_crosses_below_2000_rows_outside_the_test_rows(rows, method):
+    assert planned(rows).method == method
+
+
+def test_shares_are_kept():
+    plan = planned(10_000, calibration="split")
+    assert len(plan.test) == 1000
+    assert len(plan.calibration) == 2000
+    assert [len(stop) for stop in plan.stop] == [700] * 5
+    assert len(planned(1000, test_share=0.0).test) == 0
+
+
+def test_calibration_and_stop_rows_are_capped_and_the_others_fit():
+    plan = planned(300_000, calibration="split", members=2)
+    assert len(plan.calibration) == MOST_CALIBRATION_ROWS
+    assert [len(stop) for stop in plan.stop] == [MOST_STOP_ROWS] * 2
+    assert len(plan.fit[0]) == 300_000 - 30_000 - 2 * 10_000
+
+
+def test_members_take_turns_so_that_every_row_fits_most_of_them():
+    plan = planned(1000, calibration="none", members=10)
+    fitted = np.bincount(np.concatenate(plan.fit), minlength=1000)
+    outside_test = np.setdiff1d(np.arange(1000), plan.test)
+    assert set(fitted[outside_test]) == {9}
+    assert set(fitted[plan.test]) == {0}
+
+
+def test_more_members_than_turns_do_not_share_their_stop_rows():
+    stops = planned(1000, calibration="none", members=6, stop_share=0.5).stop
+    assert len({tuple(stop) for stop in stops}) == 6
+
+
+def test_cross_members_of_one_fold_leave_the_same_rows_out_and_stop_on_others():
+    plan = planned(300, calibration="cross", members=10, folds=5)
+    assert np.array_equal(plan.out_of_fold[0], plan.out_of_fold[5])
+    assert not np.array_equal(plan.stop[0], plan.stop[5])
+    assert np.array_equal(np.sort(np.concatenate([*plan.out_of_fold[:5], plan.test])), np.arange(300))
+    assert len(plan.calibration) == 0
+
+
+def test_the_smallest_table_can_be_cross_fitted():
+    plan = planned(30, members=10, folds=10)
+    assert plan.method == "cross"
+    assert len(plan.test) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "sentence"),
+    [
+        (100, {"calibration": "cross", "members": 4}, "4 members cannot leave out 5 folds in turn"),
+        (100, {"calibration": "cross", "time": np.arange(100.0)}, "older than those they were fitted to"),
+        (100, {"time": np.arange(100.0), "groups": np.arange(100)}, "name only one of them"),
+        (100, {"groups": np.zeros(100, dtype=int)}, "1 different .* left for test, which has to divide them 2 ways"),
+        (100, {"groups": np.arange(100) % 4}, "3 different .* left for cross-fitting, .* 5 ways"),
+        (100, {"time": np.zeros(100)}, "1 different .* left for test"),
+        (40, {"calibration": "split"}, "8 rows are left for calibration, which needs at least 9; .*cross"),
+        (20, {"calibration": "none", "stop_share": 0.5}, "9 rows are left for fitting, which needs at least 10"),
+        (20, {"calibration": "none", "stop_share": 0.05}, "1 rows are left for early stopping"),
+        (100, {"test_share": 0.6}, "test_share 0.6 is not between 0 and 0.5"),
+        (100, {"stop_share": 0.0}, "stop_share 0.0 is not above 0"),
+        (100, {"calibration_share": 0.7}, "calibration_share 0.7"),
+        (100, {"calibration": "jackknife"}, "no calibration 'jackknife'; there are auto, split, cross, none"),
+        (100, {"members": 0}, "members is 0"),
+        (100, {"folds": 1}, "folds is 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused_with_the_reason(rows, changes, sentence):
+    with pytest.raises(TableError, match=sentence):
+        planned(rows, **changes)

@@ -1,0 +1,303 @@
+"""A path to polars frames: which format a file really has, and every way in which it is not a table.
+
+CSV, CSV.gz and Parquet; the content decides, not the name. Every cell of a CSV file arrives as text without the blanks
+around it, missing cells as null; what a column means is decided in `schema`, from all of its rows.
+"""
+
+import codecs
+import csv
+import difflib
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOBase
+from pathlib import Path
+from typing import cast
+
+import polars as pl
+
+from training.errors import TableError
+
+MISSING_WORDS = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null")
+"""Cells that hold one of these words, and Parquet texts alike, are missing values."""
+
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF": "a PDF document",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"PAR1": "a compressed Parquet file (decompress it first)",
+    b"\x1f\x8b": "a file that was compressed twice (decompress it once)",
+}
+_JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[\[{"])')
+_DELIMITERS = {",": "','", ";": "';'", "\t": r"'\t'", "|": "'|'"}
+_EXPECTED = "a table is a CSV, CSV.gz or Parquet file"
+_LINE_SEPARATOR = "\x1f"  # ASCII unit separator: no line of a text file holds it, so a line is one field
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was looked at: it is a table, and these are its columns."""
+
+    path: Path
+    parquet: bool
+    compressed: bool
+    delimiter: str
+    names: list[str]
+
+
+def count_rows(path: Path | str) -> int | None:
+    """The number of rows that `read_batches` will yield, for a progress bar; None where only reading would tell."""
+    path = Path(path)
+    head = _head(path)
+    if head.startswith(b"\x1f\x8b"):
+        return None
+    lazy = pl.scan_parquet(path, glob=False) if head.startswith(b"PAR1") else _scan_csv(path, ",", None)
+    try:
+        return int(lazy.select(pl.len()).collect(engine="streaming").item())
+    except (pl.exceptions.PolarsError, OSError):
+        return None  # `read_batches` will say what is wrong
+
+
+def read_batches(
+    path: Path | str, *, columns: Sequence[str] | None = None, batch_rows: int = 65536, delimiter: str = ","
+) -> Iterator[pl.DataFrame]:
+    """The table in pieces of `batch_rows` rows, in the file's order, in memory that does not grow with the file.
+
+    Every row of the file is a row here, also one without any value. A CSV column is String, with missing words as null;
+    a Parquet column has its own type. The file is checked when this is called, before the first piece.
+
+    Raises TableError where the file is no table or has no such column.
+    """
+    if batch_rows < 1:
+        raise TableError(f"batch_rows is {batch_rows}, but a batch needs at least one row")
+    source = open_table(path, delimiter=delimiter)
+    names = list(columns) if columns is not None else source.names
+    require_columns(names, source.names, what=f"{source.path.name} has no column")
+    return _batches(source, names, batch_rows)
+
+
+def _batches(source: Source, names: Sequence[str], batch_rows: int) -> Iterator[pl.DataFrame]:
+    try:
+        yield from scan(source, names).collect_batches(chunk_size=batch_rows, maintain_order=True)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(source) from error
+
+
+def require_columns(names: Sequence[str], known: Sequence[str], *, what: str) -> None:
+    """Raise TableError for the first name that is not known: `what` it is, and the names nearest to it."""
+    for name in names:
+        if name not in known:
+            folded = {other.casefold(): other for other in known}
+            near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
+            some = ", ".join(map(repr, near or known[:10])) + (", ..." if not near and len(known) > 10 else "")
+            raise TableError(f"{what} {name!r}; {'the nearest are' if near else 'there are'} {some}")
+
+
+def open_table(path: Path | str, *, delimiter: str = ",") -> Source:
+    """Look at a file: its format, its header, and (CSV) whether every line has as many fields as the header.
+
+    Raises TableError with the reason where the file is no table. Reads a CSV file once, without keeping it.
+    """
+    path = Path(path)
+    delimiter = {r"\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n' + _LINE_SEPARATOR:
+        raise TableError(f"delimiter {delimiter!r} is not one ASCII character such as ',' ';' '|' or '\\t'")
+    head = _head(path)
+    if head.startswith(b"PAR1"):
+        return Source(path, parquet=True, compressed=False, delimiter=delimiter, names=_parquet_names(path))
+    compressed = head.startswith(b"\x1f\x8b")
+    if compressed:
+        with _reporting_damage(path), gzip.open(path) as stream:
+            head = stream.read(4096)
+    _refuse_foreign(path, head)
+    with _reporting_damage(path), _text(path, compressed=compressed) as text:
+        records = csv.reader(text, delimiter=delimiter)
+        header = next((record for record in records if record), [])
+    source = Source(path, parquet=False, compressed=compressed, delimiter=delimiter, names=[n.strip() for n in header])
+    _check_header(source)
+    _check_lines(source)
+    return source
+
+
+def scan(source: Source, names: Sequence[str]) -> pl.LazyFrame:
+    """The named columns, lazily. Text is stripped, null where missing; other types of Parquet are as stored."""
+    if source.parquet:
+        lazy = pl.scan_parquet(source.path, glob=False)
+        types = lazy.collect_schema()
+        return lazy.select(_present(name) if types[name] == pl.String else pl.col(name) for name in names)
+    return _scan_csv(source.path, source.delimiter, source.names).select(_present(name) for name in names)
+
+
+def _present(name: str) -> pl.Expr:
+    text = pl.col(name).str.strip_chars()
+    return pl.when(~text.is_in(MISSING_WORDS)).then(text).alias(name)
+
+
+def collect(lazy: pl.LazyFrame, source: Source) -> pl.DataFrame:
+    """Run a query over `scan(source, ...)`; what goes wrong there is told as a problem of the file."""
+    try:
+        return lazy.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(source) from error
+
+
+def _scan_csv(path: Path, delimiter: str, names: list[str] | None) -> pl.LazyFrame:
+    return pl.scan_csv(path, separator=delimiter, new_columns=names, infer_schema=False, glob=False)
+
+
+def _head(path: Path) -> bytes:
+    if path.is_dir():
+        raise TableError(f"{path} is a folder; {_EXPECTED}")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(4096)
+    except FileNotFoundError:
+        folder = path.parent
+        names = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=3)
+        hint = f"; the nearest names are {', '.join(map(repr, near))}" if near else ""
+        raise TableError(f"there is no file {str(path)!r}{hint}") from None
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise TableError(f"{path.name} is empty")
+    if path.suffix.lower() in (".parquet", ".pq") and not head.startswith(b"PAR1"):
+        raise TableError(f"{path.name} is not a Parquet file, whatever its name says: it does not start with PAR1")
+    return head
+
+
+def _parquet_names(path: Path) -> list[str]:
+    with path.open("rb") as stream:
+        stream.seek(-4, 2)
+        tail = stream.read()
+    if tail == b"PARE":
+        raise TableError(f"{path.name} is an encrypted Parquet file; write it without encryption")
+    if tail != b"PAR1" or path.stat().st_size < 12:
+        raise TableError(f"{path.name} is a truncated Parquet file: its end is missing; copy or write it again")
+    try:
+        return pl.scan_parquet(path, glob=False).collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise TableError(f"{path.name} is a damaged Parquet file; copy or write it again") from error
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    text = head.removeprefix(codecs.BOM_UTF8)
+    found = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TableError(f"{path.name} is UTF-16 text; write it as UTF-8 (in Excel: 'CSV UTF-8')")
+    if text.lstrip().startswith(b"<"):
+        found = "an HTML or XML page"
+    elif _JSON.match(text):
+        found = "JSON"
+    if found is None and b"\x00" in head:
+        found = "a binary file"
+    if found is not None:
+        raise TableError(f"{path.name} is {found}; {_EXPECTED}, so export it as one")
+    if not text.strip():
+        raise TableError(f"{path.name} is empty: it holds nothing but blanks")
+    if b"\r" in text and b"\n" not in text:
+        raise TableError(f"{path.name} ends its lines with a bare carriage return; write it with line feeds")
+
+
+def _check_header(source: Source) -> None:
+    name, names = source.path.name, source.names
+    if len(names) < 2:
+        seen = [shown for delimiter, shown in _DELIMITERS.items() if any(delimiter in column for column in names)]
+        if seen:
+            raise TableError(
+                f"{name} has one column with the delimiter {source.delimiter!r}, and its header holds {seen[0]}: "
+                f"read it with --delimiter {seen[0]}"
+            )
+    if "" in names:
+        raise TableError(
+            f"column {names.index('') + 1} of {name} has no name; name it, or write the table without its row index "
+            "(index=False in pandas)"
+        )
+    twice = [column for i, column in enumerate(names) if column in names[:i]]
+    if twice:
+        raise TableError(
+            f"{name} has more than one column {twice[0]!r}; rename one of them, or add the header line if that was data"
+        )
+
+
+def _check_lines(source: Source) -> None:
+    """Polars fills a short line with nulls, and a long one too where it can: neither may pass for data.
+
+    One vectorised pass counts the delimiters of each line. Where a count is off or a quote may hide a delimiter or a
+    line break, the file is read again record by record.
+    """
+    lines = pl.scan_csv(
+        source.path,
+        has_header=False,
+        separator=_LINE_SEPARATOR,
+        quote_char=None,
+        new_columns=["line"],
+        infer_schema=False,
+        glob=False,
+    )
+    line = pl.col("line")
+    fields = line.str.count_matches(source.delimiter, literal=True) + 1
+    odd = (line.str.len_bytes() > 0) & ((fields != len(source.names)) | line.str.contains('"', literal=True))
+    try:
+        suspicious = bool(lines.select(odd.any()).collect(engine="streaming").item())
+    except (pl.exceptions.PolarsError, OSError):
+        suspicious = True
+    if suspicious:
+        _check_records(source)
+
+
+def _check_records(source: Source) -> None:
+    """Read every record of a CSV file in plain Python and raise TableError for the first that is wrong."""
+    name, width = source.path.name, len(source.names)
+    with _reporting_damage(source.path), _text(source.path, compressed=source.compressed) as text:
+        records = csv.reader(text, delimiter=source.delimiter, strict=True)
+        for record in records:
+            if record and len(record) != width:
+                raise TableError(
+                    f"line {records.line_num} of {name} has {len(record)} fields where the header has {width}; "
+                    f"quote values that hold {source.delimiter!r}, or complete the line"
+                )
+
+
+def _text(path: Path, *, compressed: bool) -> TextIOBase:
+    opener = gzip.open if compressed else open
+    return cast("TextIOBase", opener(path, "rt", encoding="utf-8-sig", newline=""))
+
+
+@contextmanager
+def _reporting_damage(path: Path) -> Iterator[None]:
+    """Turn what Python's readers raise about a broken text file into the sentence for it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise TableError(
+            f"{path.name} is not UTF-8 text: it holds the byte 0x{byte:02x}; convert it, for example with "
+            "iconv -f latin1 -t utf-8"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TableError(f"{path.name} is a truncated or damaged gzip file; copy or compress it again") from error
+    except csv.Error as error:
+        raise TableError(f"{path.name} is not good CSV: a quote is misplaced or never closed") from error
+
+
+def _unreadable(source: Source) -> TableError:
+    """The error for a file that polars could not read, with the reason where there is one that can be found."""
+    if source.parquet:
+        return TableError(f"{source.path.name} is a damaged Parquet file; copy or write it again")
+    try:
+        _check_records(source)
+    except TableError as error:
+        return error
+    return TableError(f"{source.path.name} could not be read as CSV; check its quotes and line ends")

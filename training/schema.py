@@ -1,0 +1,337 @@
+"""What the columns of a table are, and their values as the rows of `x` and `y`.
+
+A `pl.Series` here is a column as `files.scan` gives it: text without blanks around it and null where missing, or a type
+of Parquet. Rows are named in errors as data rows of the file: data row 1 is the first below the header.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.manifest import Column, Kind, Target
+from training.errors import TableError
+from training.files import require_columns
+
+Rows = NDArray[np.int64]
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MAX_CATEGORIES = 256
+TEXT_VALUES = 100
+"""Text with more different values than this, and with as many as half of its rows, is an id or free text."""
+
+_TRUE, _FALSE = ("true", "yes"), ("false", "no")
+_ISO_FORMATS = (
+    "%Y-%m-%d",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M%#z",
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+)
+
+
+def encode(frame: pl.DataFrame, columns: Sequence[Column], *, first_row: int = 1) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """The rows of a new table as a model's `x`, and how many values of each column were unknown categories.
+
+    frame: from `read_batches`, any order, other columns are ignored. x: [n, columns] as `manifest.Column` says.
+    first_row: the data row of the file that is the frame's first, for errors. Columns without unknown values are not
+    in the counts.
+
+    Raises TableError for a column that is not there, a value that is not of the column's kind, an infinite value.
+    """
+    require_columns([column.name for column in columns], frame.columns, what="the table has no column")
+    rows = np.arange(first_row, first_row + frame.height)
+    x = np.empty((frame.height, len(columns)))
+    unknown = {}
+    for j, column in enumerate(columns):
+        series = frame[column.name]
+        x[:, j] = column_values(series, column.kind, categories=column.categories, integer=column.integer, rows=rows)
+        if column.kind == "categorical":
+            count = int(np.isnan(x[:, j]).sum()) - missing_count(series)
+            unknown.update({column.name: count} if count else {})
+    return x, unknown
+
+
+def encode_targets(frame: pl.DataFrame, targets: Sequence[Target], *, first_row: int = 1) -> NDArray[np.float64]:
+    """The targets of a new table as `y`: [n, targets] in raw units, NaN where missing.
+
+    Raises TableError for a target that is not there, not a number, infinite, or outside its transform's domain.
+    """
+    require_columns([target.name for target in targets], frame.columns, what="the table has no column")
+    rows = np.arange(first_row, first_row + frame.height)
+    values = [target_values(frame[target.name], target.transform, rows=rows) for target in targets]
+    return np.column_stack(values)
+
+
+def describe(
+    series: pl.Series, *, categorical: bool, max_categories: int, rows: Rows
+) -> tuple[Column, NDArray[np.float64], list[str]]:
+    """A feature as the manifest describes it, its values ([n], as in `x`), and what the user should be told of it.
+
+    categorical: the user says that it is, whatever it looks like.
+
+    Raises TableError for a column that is all missing, nested, infinite somewhere, or text of too many values.
+    """
+    name = series.name
+    missing = missing_count(series)
+    if missing == len(series):
+        raise TableError(f"column {name!r} has no value in any row; leave it out with --exclude {name}")
+    kind: Kind = "categorical" if categorical else infer_kind(series)
+    categories, integer = None, False
+    notes: list[str] = []
+    if kind == "categorical":
+        categories, integer, notes = _categories(series, max_categories, named=categorical, rows=rows)
+    values = column_values(series, kind, categories=categories, integer=integer, rows=rows)
+    known = values[~np.isnan(values)]
+    column = Column(name=name, kind=kind, categories=categories, missing=missing / len(series), integer=integer)
+    if kind in ("numeric", "datetime"):
+        ranges = {
+            "minimum": float(known.min()),
+            "maximum": float(known.max()),
+            "quantiles": dict(zip(map(str, QUANTILES), np.quantile(known, QUANTILES).tolist(), strict=True)),
+            "integer": kind == "numeric" and bool(np.all(known == np.floor(known))),
+        }
+        column = column.model_copy(update=ranges)
+    if known.min() == known.max():
+        notes.append(f"column {name!r} has the same value in every row that has one: it carries nothing")
+    elif column.integer and missing == 0 and len(known) > 1 and np.all(np.diff(known) == 1):
+        notes.append(f"column {name!r} counts the rows; if it is only their number, leave it out with --exclude {name}")
+    return column, values, notes
+
+
+def infer_kind(series: pl.Series) -> Kind:
+    """The kind of a column, from all of its values. Raises TableError for a type that is no feature."""
+    if series.dtype == pl.String:
+        if _all_filled(series, series.cast(pl.Float64, strict=False)):
+            return "numeric"
+        if _all_filled(series, _flags(series)):
+            return "boolean"
+        return "datetime" if _all_filled(series, _instants(series)) else "categorical"
+    if series.dtype == pl.Boolean:
+        return "boolean"
+    if series.dtype in (pl.Date, pl.Datetime):
+        return "datetime"
+    if series.dtype.is_numeric() or series.dtype in (pl.Time, pl.Duration):
+        return "numeric"
+    _refuse_nested(series)
+    return "categorical"
+
+
+def column_values(
+    series: pl.Series, kind: Kind, *, categories: Sequence[str] | None = None, integer: bool = False, rows: Rows
+) -> NDArray[np.float64]:
+    """A column as a column of `x`: [n] float64, NaN where missing or an unknown category.
+
+    A time of day counts as seconds since midnight, a duration as seconds.
+
+    Raises TableError with the data row for a value that is not of the kind, and for an infinite one.
+    """
+    if kind == "categorical":
+        codes = np.arange(len(categories or ()), dtype=np.float64)
+        found = _texts(series, integer=integer).replace_strict(
+            list(categories or ()), codes.tolist(), default=None, return_dtype=pl.Float64
+        )
+        return _floats(found)
+    _refuse_nested(series)
+    convert, wanted = {
+        "numeric": (_numbers, "a number"),
+        "boolean": (_flags, "true or false"),
+        "datetime": (_instants, "an ISO date or time such as 2024-01-31T12:00:00Z"),
+    }[kind]
+    converted = convert(series)
+    wrong = (series.is_not_null() & converted.is_null()).to_numpy()
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise TableError(f"column {series.name!r} holds {series[i]!r} in data row {rows[i]}, which is not {wanted}")
+    values = _floats(converted)
+    infinite = np.isinf(values)
+    if infinite.any():
+        i = int(infinite.argmax())
+        raise TableError(
+            f"column {series.name!r} holds an infinite value ({values[i]}) in data row {rows[i]}; make it missing, or "
+            "correct it"
+        )
+    return values
+
+
+def target_values(series: pl.Series, transform: str, *, rows: Rows) -> NDArray[np.float64]:
+    """A target in raw units: [n] float64, NaN where missing. Raises TableError where it cannot be one."""
+    name = series.name
+    numbers = _numbers(series) if series.dtype == pl.String or series.dtype.is_numeric() else _nothing(series)
+    wrong = (series.is_not_null() & numbers.is_null()).to_numpy()
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise TableError(
+            f"target {name!r} is not a number in {int(wrong.sum())} of {len(series)} rows: data row {rows[i]} holds "
+            f"{str(series[i])!r}{_hint(series)}; a target is a quantity, so correct these or choose another column"
+        )
+    values = column_values(series, "numeric", rows=rows)
+    domain, outside = {
+        "identity": ("any number", np.zeros(len(values), dtype=bool)),
+        "log": ("values above 0", values <= 0),
+        "logit": ("values between 0 and 1", (values <= 0) | (values >= 1)),
+    }[transform]
+    if outside.any():
+        i = int(outside.argmax())
+        raise TableError(
+            f"target {name!r} holds {values[i]:g} in data row {rows[i]}, and the transform {transform} needs {domain}; "
+            "use the transform identity, or leave such rows out"
+        )
+    return values
+
+
+def codes(series: pl.Series) -> NDArray[np.int64]:
+    """Group codes: [n], the same for rows with the same value. Raises TableError where a value is missing."""
+    _require_all(series, "group")
+    return (_texts(series).rank("dense") - 1).cast(pl.Int64).to_numpy()
+
+
+def moments(series: pl.Series, *, rows: Rows) -> NDArray[np.float64]:
+    """The sortable values of a time column: [n], numbers or epoch seconds. Raises TableError where it has none."""
+    _require_all(series, "time")
+    kind = infer_kind(series)
+    if kind not in ("numeric", "datetime"):
+        raise TableError(
+            f"time column {series.name!r} is {kind}, which has no order; give one of numbers or ISO dates{_hint(series)}"
+        )
+    return column_values(series, kind, rows=rows)
+
+
+def weight_values(series: pl.Series, *, rows: Rows) -> NDArray[np.float64]:
+    """Row weights: [n], none negative, not all zero. Raises TableError where they are not."""
+    _require_all(series, "weight")
+    values = column_values(series, "numeric", rows=rows)
+    if values.min() < 0:
+        i = int(values.argmin())
+        raise TableError(f"weight column {series.name!r} holds {values[i]:g} in data row {rows[i]}; weights are 0 or more")
+    if not values.any():
+        raise TableError(f"weight column {series.name!r} is 0 in every row; at least one row must count")
+    return values
+
+
+def missing_count(series: pl.Series) -> int:
+    """The number of missing values: null, and NaN in a float column."""
+    return series.null_count() + (int(series.is_nan().sum()) if series.dtype.is_float() else 0)
+
+
+def _require_all(series: pl.Series, role: str) -> None:
+    missing = missing_count(series)
+    if missing:
+        raise TableError(f"{role} column {series.name!r} is missing in {missing} of {len(series)} rows; every row needs one")
+
+
+def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Rows) -> tuple[list[str], bool, list[str]]:
+    """The values to keep, whether all of them are whole numbers, and notes on what was decided."""
+    name, notes = series.name, []
+    numbers = series.cast(pl.Float64, strict=False) if series.dtype == pl.String else None
+    mixed = ""
+    if numbers is not None and not named and numbers.count() * 2 > series.count():
+        i = int((series.is_not_null() & numbers.is_null()).to_numpy().argmax())
+        mixed = f"most of its values are numbers, but data row {rows[i]} holds {series[i]!r}"
+    texts = _texts(series)
+    integer = bool(texts.drop_nulls().str.contains(r"^-?\d+(\.0+)?$").all())
+    if integer:
+        texts = _texts(series, integer=True)
+    counts = texts.drop_nulls().value_counts(name="rows").sort(["rows", name], descending=[True, False])
+    filled = int(counts["rows"].sum())
+    if not named and counts.height > TEXT_VALUES and counts.height * 2 > filled:
+        reason = mixed or f"it reads as an id or free text{_hint(series)}"
+        raise TableError(
+            f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: leave it out with "
+            f"--exclude {name}, or keep it with --categorical {name}"
+        )
+    if mixed:
+        notes.append(f"column {name!r} is taken as categories: {mixed}")
+    kept = counts.head(max_categories)
+    if counts.height > kept.height:
+        share = 1 - int(kept["rows"].sum()) / filled
+        notes.append(
+            f"column {name!r} keeps the {kept.height} most frequent of {counts.height} categories; the others "
+            f"({share:.1%} of its rows) count as unknown"
+        )
+    categories = sorted(kept[name].to_list(), key=lambda text: (int(text), text) if integer else text)
+    return categories, integer, notes
+
+
+def _texts(series: pl.Series, *, integer: bool = False) -> pl.Series:
+    """Values as text; those of a float column, and with `integer` of a text column, without a trailing `.0`."""
+    _refuse_nested(series)
+    if series.dtype.is_float():
+        series, integer = series.fill_nan(None), True
+    if series.dtype == pl.Duration:  # polars casts it to no text
+        series = series.cast(pl.Int64)
+    text = series.cast(pl.String)
+    return text.str.replace(r"\.0+$", "") if integer else text
+
+
+def _refuse_nested(series: pl.Series) -> None:
+    if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
+        raise TableError(
+            f"column {series.name!r} has the type {series.dtype.base_type()}, which is no single value a row; leave it "
+            f"out with --exclude {series.name}, or spread it over columns of its own"
+        )
+
+
+def _numbers(series: pl.Series) -> pl.Series:
+    if series.dtype == pl.Duration:
+        return _seconds(series.dt.total_microseconds(), per_second=1e6)
+    if series.dtype == pl.Time:
+        return _seconds(series.cast(pl.Int64), per_second=1e9)
+    if series.dtype == pl.String or series.dtype == pl.Boolean or series.dtype.is_numeric():
+        return series.cast(pl.Float64, strict=False)
+    return _nothing(series)
+
+
+def _flags(series: pl.Series) -> pl.Series:
+    """1 and 0, also where a new table writes a boolean column as 1 and 0."""
+    if series.dtype == pl.Boolean or series.dtype.is_numeric():
+        values = series.cast(pl.Float64)
+        return values.set(~values.is_in([0.0, 1.0]) & values.is_not_nan(), None)
+    words = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0), "1": 1.0, "0": 0.0}
+    lower = series.cast(pl.String, strict=False).str.to_lowercase()
+    return lower.replace_strict(list(words), list(words.values()), default=None, return_dtype=pl.Float64)
+
+
+def _instants(series: pl.Series) -> pl.Series:
+    """Seconds since 1970 UTC of dates, datetimes and ISO text; naive ones are UTC."""
+    if series.dtype == pl.String:
+        frame = series.alias("text").to_frame()
+        iso = pl.col("text").str.replace(" ", "T", literal=True)
+        iso = pl.when(iso.str.contains(r"^\d{4}-\d{2}-\d{2}")).then(iso)
+        readings = [iso.str.to_datetime(form, strict=False, time_unit="us") for form in _ISO_FORMATS]
+        naive = [reading.dt.replace_time_zone("UTC") for reading in readings[:3]]
+        instants = frame.select(pl.coalesce(*naive, *readings[3:])).to_series()
+    elif series.dtype in (pl.Date, pl.Datetime):
+        instants = series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None)))
+    else:
+        return _nothing(series)
+    return _seconds(instants.dt.epoch("us"), per_second=1e6)
+
+
+def _seconds(counts: pl.Series, *, per_second: float) -> pl.Series:
+    # Divided by NumPy: polars multiplies with the reciprocal, and 60.5 s become 60.50000000000001.
+    return pl.Series(counts.name, _floats(counts) / per_second, nan_to_null=True)
+
+
+def _nothing(series: pl.Series) -> pl.Series:
+    return pl.Series(series.name, [None] * len(series), dtype=pl.Float64)
+
+
+def _all_filled(series: pl.Series, converted: pl.Series) -> bool:
+    return converted.count() == series.count()
+
+
+def _floats(series: pl.Series) -> NDArray[np.float64]:
+    return series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
+def _hint(series: pl.Series) -> str:
+    """What the first value of a text column may have meant."""
+    first = str(series.drop_nulls().first())
+    if re.fullmatch(r"-?[\d.]*\d,\d+", first):
+        return f" ({first!r}: write decimals with a point)"
+    if re.match(r"\d{1,4}[/.]\d{1,2}[/.]\d{1,4}", first):
+        return f" ({first!r}: write dates as 2024-01-31)"
+    return ""

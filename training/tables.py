@@ -1,0 +1,226 @@
+"""The table that a model is trained on: read, described, and refused with the reason where it cannot be one."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.manifest import Column, Target, Transform
+from training.errors import TableError
+from training.files import Source, collect, count_rows, open_table, read_batches, require_columns, scan
+from training.schema import (
+    MAX_CATEGORIES,
+    codes,
+    describe,
+    encode,
+    encode_targets,
+    moments,
+    target_values,
+    weight_values,
+)
+
+__all__ = [
+    "MINIMUM_ROWS",
+    "Table",
+    "TableError",
+    "count_rows",
+    "encode",
+    "encode_targets",
+    "read_batches",
+    "read_table",
+]
+
+MINIMUM_ROWS = 30
+"""Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
+
+_TRANSFORMS: tuple[Transform, ...] = ("identity", "log", "logit")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table to train on; n rows are left after dropping.
+
+    x: [n, columns] float64 as `manifest.Column` says; y: [n, targets] float64, raw units, nothing missing;
+    weights: [n], 0 or more, not all 0; groups: [n] int64, the same for rows that belong together; time: [n], sortable.
+    notes: what the user should be told, a sentence each.
+    """
+
+    columns: list[Column]
+    targets: list[Target]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    weights: NDArray[np.float64] | None
+    groups: NDArray[np.int64] | None
+    time: NDArray[np.float64] | None
+    name: str
+    sha256: str
+    dropped: int
+    notes: list[str]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.y)
+
+
+def read_table(
+    path: Path | str,
+    *,
+    targets: Sequence[str],
+    exclude: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    group: str | None = None,
+    time: str | None = None,
+    weight: str | None = None,
+    transforms: Mapping[str, str] | None = None,
+    drop_missing_target: bool = False,
+    max_categories: int = MAX_CATEGORIES,
+    delimiter: str = ",",
+) -> Table:
+    """Read a CSV, CSV.gz or Parquet file as a table to train on.
+
+    Every column is a feature, except targets, what `exclude` names, and the group, time and weight columns: a model
+    that knows the group or the date of its training rows by heart says nothing about new ones.
+
+    Column types are inferred from all rows. A categorical column (text, or named in `categorical`) keeps its
+    `max_categories` most frequent values. A constant column stays a feature, with a note, so that a request that
+    holds it is accepted. Rows without any value (blank lines) are left out.
+
+    Raises TableError, one sentence with the reason and the way out, for whatever cannot be trained on.
+    """
+    if max_categories < 1:
+        raise TableError(f"max_categories is {max_categories}, but a categorical column needs at least one")
+    source = open_table(path, delimiter=delimiter)
+    features = _features(
+        source, targets=targets, exclude=exclude, categorical=categorical, group=group, time=time, weight=weight
+    )
+    forms = _transforms(targets, transforms or {})
+    others = [name for name in dict.fromkeys((group, time, weight)) if name is not None]
+    frame = _load(source, [*features, *targets, *others], as_text={*categorical, group or ""})
+    height = frame.height
+    if height == 0:
+        raise TableError(f"{source.path.name} has a header but no rows")
+    frame, y, rows, notes = _complete_rows(frame, forms, drop_missing_target=drop_missing_target)
+    repeated = frame.height - frame.select([*features, *targets]).hash_rows().n_unique()
+    if repeated:
+        notes.append(f"{repeated} rows repeat another row; copies in the test rows make the scores look better")
+    columns, x = [], np.empty((len(rows), len(features)))
+    for j, name in enumerate(features):
+        column, x[:, j], remarks = describe(
+            frame.drop_in_place(name), categorical=name in categorical, max_categories=max_categories, rows=rows
+        )
+        columns.append(column)
+        notes += remarks
+    with source.path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Table(
+        columns=columns,
+        targets=[
+            Target(name=name, transform=form, minimum=float(values.min()), maximum=float(values.max()))
+            for (name, form), values in zip(forms.items(), y.T, strict=True)
+        ],
+        x=x,
+        y=y,
+        weights=None if weight is None else weight_values(frame[weight], rows=rows),
+        groups=None if group is None else codes(frame[group]),
+        time=None if time is None else moments(frame[time], rows=rows),
+        name=source.path.name,
+        sha256=sha256,
+        dropped=height - len(rows),
+        notes=notes,
+    )
+
+
+def _features(
+    source: Source,
+    *,
+    targets: Sequence[str],
+    exclude: Sequence[str],
+    categorical: Sequence[str],
+    group: str | None,
+    time: str | None,
+    weight: str | None,
+) -> list[str]:
+    """The names of the features, after a check that every option names columns that can have its role."""
+    roles = {"target": targets, "exclude": exclude, "categorical": categorical}
+    single = {"group": group, "time": time, "weight": weight}
+    roles |= {role: [name] for role, name in single.items() if name is not None}
+    for role, names in roles.items():
+        require_columns(names, source.names, what=f"{role}: {source.path.name} has no column")
+    if not targets:
+        raise TableError("no target; name the column to predict with --target")
+    twice = [name for i, name in enumerate(targets) if name in targets[:i]]
+    if twice:
+        raise TableError(f"the target {twice[0]!r} is named twice; name it once")
+    for role, names in roles.items():
+        both = [name for name in names if name in targets]
+        if role != "target" and both:
+            raise TableError(f"column {both[0]!r} is a target and cannot be named by {role} too; drop one of the two")
+    away = {*targets, *exclude, *single.values()}
+    useless = [name for name in categorical if name in away]
+    if useless:
+        raise TableError(f"categorical names {useless[0]!r}, which is no feature; drop it there or where it is excluded")
+    features = [name for name in source.names if name not in away]
+    if not features:
+        raise TableError(f"{source.path.name} has no column left to predict from besides {', '.join(map(repr, targets))}")
+    return features
+
+
+def _transforms(targets: Sequence[str], transforms: Mapping[str, str]) -> dict[str, Transform]:
+    """The transform of every target, in the targets' order."""
+    require_columns(list(transforms), targets, what="transform: the targets hold no")
+    known: dict[str, Transform] = {name: name for name in _TRANSFORMS}
+    for target, name in transforms.items():
+        if name not in known:
+            raise TableError(f"target {target!r}: there is no transform {name!r}; there are {', '.join(known)}")
+    return {target: known[transforms.get(target, "identity")] for target in targets}
+
+
+def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> pl.DataFrame:
+    """The named columns of all rows. CSV columns that hold nothing but numbers come as floats, the others as text.
+
+    Two passes over a CSV file, so that the text of its numbers, which is larger than they are, is never held.
+    """
+    lazy = scan(source, names)
+    if source.parquet:
+        return collect(lazy, source)
+    numbers = {name: pl.col(name).cast(pl.Float64, strict=False) for name in names if name not in as_text}
+    equal = [(number.count() == pl.col(name).count()).alias(name) for name, number in numbers.items()]
+    numeric = collect(lazy.select(equal), source).row(0, named=True)
+    return collect(lazy.with_columns(numbers[name] for name, only_numbers in numeric.items() if only_numbers), source)
+
+
+def _complete_rows(
+    frame: pl.DataFrame, forms: Mapping[str, Transform], *, drop_missing_target: bool
+) -> tuple[pl.DataFrame, NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """The rows that have every target: their frame, `y`, their numbers as data rows of the file, and notes."""
+    notes = []
+    rows = np.arange(1, frame.height + 1)
+    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+    if blank.any():
+        notes.append(f"{int(blank.sum())} rows without any value were left out")
+        frame, rows = frame.filter(~blank), rows[~blank]
+    y = np.column_stack([target_values(frame[name], form, rows=rows) for name, form in forms.items()])
+    missing = np.isnan(y)
+    for name, empty in zip(forms, missing.T, strict=True):
+        if empty.all():
+            raise TableError(f"target {name!r} has no value in any row; choose another column")
+        if empty.any() and not drop_missing_target:
+            raise TableError(
+                f"target {name!r} is missing in {int(empty.sum())} of {len(rows)} rows, first in data row "
+                f"{rows[empty.argmax()]}; leave them out with --drop-missing-target"
+            )
+    drop = np.asarray(missing.any(axis=1))
+    if drop.any():
+        notes.append(f"{int(drop.sum())} rows with a missing target were left out")
+        frame, y, rows = frame.filter(~drop), y[~drop], rows[~drop]
+    if len(rows) < MINIMUM_ROWS:
+        raise TableError(f"{len(rows)} rows are too few to train on; at least {MINIMUM_ROWS} are needed")
+    for name, values in zip(forms, y.T, strict=True):
+        if values.min() == values.max():
+            raise TableError(f"target {name!r} is {values[0]:g} in every row: there is nothing to predict")
+    return frame, y, rows, notes
