@@ -138,8 +138,8 @@ class Scores(_Part):
 class Evaluation(_Part):
     """Scores by target, for the model and for what it has to beat."""
 
-    source: Literal["test rows", "out-of-fold rows"]
     rows: int
+    """Test rows: neither fitted, nor used for early stopping, nor for calibration."""
     targets: dict[str, Scores]
     baselines: dict[str, dict[str, Scores]] = {}
     """`constant` (mean and std of the training rows) and `homoscedastic` (same network, one std for all rows)."""

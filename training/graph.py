@@ -82,7 +82,7 @@ def network_part(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network alone, with outputs `member_location` and `member_scale`, out of a calibrated model."""
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
-    nodes = [node for node in graph.node if all(_of_network(name) for name in node.output)]
+    nodes = [node for node in graph.node if all(_of_network(name) for name in node.output if name)]  # "": an output not used
     tensors = [tensor for tensor in graph.initializer if _of_network(tensor.name)]
     members = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, None, None]) for name in MEMBER_OUTPUTS]
     inputs = [value for value in graph.input if value.name == "x"]

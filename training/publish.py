@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from models.artifact import MODEL_NAME, ArtifactError, open_model
@@ -24,10 +25,9 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
             f"model name {name!r}: use up to 100 letters, digits, '.', '_' and '-', beginning with a letter or a digit"
         )
     folder = repository / name
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    unfinished = Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
+    unfinished = _unfinished_folder(folder)
     try:
+        _remove_abandoned(folder)
         _copy_to_disk(model, unfinished / "model.onnx")
         report = model.with_suffix(".html")
         if report.exists():
@@ -38,6 +38,8 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
         final = _renamed_to_next_version(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):  # it holds versions, or another publisher's work
+            folder.rmdir()
         raise
     _flush_folder(folder)
     return final / "model.onnx"
@@ -46,6 +48,13 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
 def versions(folder: Path) -> list[int]:
     """The published versions in a model's folder, ascending."""
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.name[0] != "0")
+
+
+def _unfinished_folder(folder: Path) -> Path:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # a publisher that failed has removed the folder just now: it held nothing
+            return Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
 
 
 def _renamed_to_next_version(unfinished: Path, folder: Path) -> Path:
@@ -65,8 +74,8 @@ def _copy_to_disk(source: Path, target: Path) -> None:
             shutil.copyfileobj(read, written)
             written.flush()
             os.fsync(written.fileno())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{source}: no such file") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ArtifactError(f"{source}: cannot be read ({error.strerror})") from error
     target.chmod(0o644)
 
 
@@ -81,5 +90,6 @@ def _flush_folder(folder: Path) -> None:
 def _remove_abandoned(folder: Path) -> None:
     """Remove what publishers that were killed long ago left behind."""
     for entry in folder.glob(f"{_UNFINISHED}*"):
-        if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(entry, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its publisher has just renamed it, or another has removed it
+            if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)

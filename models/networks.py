@@ -1,0 +1,216 @@
+"""The network: raw rows -> features, embeddings, trunk and head of a stacked ensemble.
+
+All members live in one network: every weight has a leading axis of members, and one batched matmul serves them all.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.heads import Family, Head, Prediction
+
+SMOOTH_CLIP = 3.0
+"""Standardised values are squeezed smoothly into (-3, 3): an outlier keeps its side and loses its lever (RealMLP, 2024)."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "relu": functional.relu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStatistics:
+    """How raw columns become features. Indices are columns of `x`; lists of one group have equal lengths."""
+
+    scaled: list[int]
+    """Numeric, boolean and datetime columns: (value - centre) / scale, smoothly clipped; missing counts as the centre."""
+    centre: list[float]
+    scale: list[float]
+    embedded: list[int]
+    """Positions in `scaled` of the columns that get a numeric embedding."""
+    indicated: list[int]
+    """Columns with a feature of their own that says 'missing'."""
+    one_hot: list[int]
+    """One entry a category: its column ..."""
+    one_hot_code: list[float]
+    """... and its code. A missing or unknown category is all zeros."""
+    cyclic: list[int]
+    """One entry a cycle: its datetime column ..."""
+    cycle_seconds: list[float]
+    """... and its period; it becomes a sine and a cosine, both 0 where missing."""
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return len(self.scaled) + len(self.indicated) + len(self.one_hot) + 2 * len(self.cyclic)
+
+
+class Features(nn.Module):
+    """x [n, columns] float64, raw -> [n, statistics.width] float32. Casts to float32 only after standardising."""
+
+    scaled: Tensor
+    centre: Tensor
+    scale: Tensor
+    indicated: Tensor
+    one_hot: Tensor
+    one_hot_code: Tensor
+    cyclic: Tensor
+    cycle_seconds: Tensor
+
+    def __init__(self, statistics: FeatureStatistics) -> None:
+        super().__init__()
+
+        def constant(name: str, values: list[int] | list[float], dtype: torch.dtype) -> None:
+            self.register_buffer(name, torch.tensor(values, dtype=dtype))
+
+        self.statistics = statistics
+        constant("scaled", statistics.scaled, torch.int64)
+        constant("centre", statistics.centre, torch.float64)
+        constant("scale", statistics.scale, torch.float64)
+        constant("indicated", statistics.indicated, torch.int64)
+        constant("one_hot", statistics.one_hot, torch.int64)
+        constant("one_hot_code", statistics.one_hot_code, torch.float64)
+        constant("cyclic", statistics.cyclic, torch.int64)
+        constant("cycle_seconds", statistics.cycle_seconds, torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled columns first, in order; then indicators, one-hot, cycles."""
+        parts = []
+        if self.statistics.scaled:
+            standardised = (x[:, self.scaled] - self.centre) / self.scale
+            standardised = (
+                torch.where(standardised.isnan(), 0.0, standardised).clamp(-1e6, 1e6).float()
+            )  # infinity has no ratio
+            parts.append(standardised / (1 + (standardised / SMOOTH_CLIP).square()).sqrt())
+        if self.statistics.indicated:
+            parts.append(x[:, self.indicated].isnan().float())
+        if self.statistics.one_hot:
+            parts.append(x[:, self.one_hot].eq(self.one_hot_code).float())
+        if self.statistics.cyclic:
+            turns = x[:, self.cyclic] / self.cycle_seconds
+            angle = (2 * math.pi * (turns - turns.floor())).float()
+            known = (~angle.isnan()).float()
+            angle = torch.where(angle.isnan(), 0.0, angle)
+            parts += [angle.sin() * known, angle.cos() * known]
+        return torch.cat(parts, dim=-1)
+
+
+class PeriodicEmbedding(nn.Module):
+    """Each numeric feature z -> SiLU(W [sin(2 pi c z), cos(2 pi c z)] + b) with learned frequencies c, per member and feature.
+
+    Source: Gorishniy et al. 2022, 'On embeddings for numerical features' (PLR); c starts normal with std `frequency_scale`.
+    """
+
+    def __init__(self, *, members: int, features: int, frequencies: int, outputs: int, frequency_scale: float) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(members, 1, features, frequencies) * frequency_scale)
+        bound = 1 / math.sqrt(2 * frequencies)
+        self.weight = nn.Parameter(torch.empty(members, features, 2 * frequencies, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, features, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [members or 1, n, features] -> [members, n, features * outputs]."""
+        angle = 2 * math.pi * self.frequency * z.unsqueeze(-1)  # [members, n, features, frequencies]
+        waves = torch.cat([angle.sin(), angle.cos()], dim=-1).transpose(1, 2)  # [members, features, n, 2 frequencies]
+        embedded = functional.silu(waves @ self.weight + self.bias)
+        return embedded.transpose(1, 2).flatten(2)
+
+
+class StackedLinear(nn.Module):
+    """[members or 1, n, inputs] -> [members, n, outputs], a linear map of its own for each member."""
+
+    def __init__(self, *, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """One batched matmul; `inputs` shared by all members are broadcast."""
+        return inputs @ self.weight + self.bias
+
+
+class StackedNetwork(nn.Module):
+    """`members` independent networks as one: features -> mean and std in units of the standardised target.
+
+    frequencies 0 means no numeric embedding; activation: "silu", "relu" or "tanh".
+    """
+
+    embedded: Tensor
+
+    def __init__(
+        self,
+        *,
+        statistics: FeatureStatistics,
+        members: int,
+        targets: int,
+        family: Family,
+        heteroscedastic: bool = True,
+        width: int = 128,
+        depth: int = 3,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        frequencies: int = 16,
+        embedding_outputs: int = 8,
+        frequency_scale: float = 0.3,
+        minimum_std: float = 1e-3,
+        maximum_std: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.features = Features(statistics)
+        self.embedding: PeriodicEmbedding | None = None
+        inputs = statistics.width
+        if frequencies and statistics.embedded:
+            self.embedding = PeriodicEmbedding(
+                members=members,
+                features=len(statistics.embedded),
+                frequencies=frequencies,
+                outputs=embedding_outputs,
+                frequency_scale=frequency_scale,
+            )
+            self.register_buffer("embedded", torch.tensor(statistics.embedded))
+            inputs += len(statistics.embedded) * embedding_outputs
+        self.layers = nn.ModuleList(
+            StackedLinear(members=members, inputs=inputs if layer == 0 else width, outputs=width) for layer in range(depth)
+        )
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.head = Head(
+            members=members,
+            width=width,
+            targets=targets,
+            family=family,
+            heteroscedastic=heteroscedastic,
+            minimum_std=minimum_std,
+            maximum_std=maximum_std,
+        )
+
+    def forward(self, features: Tensor, *, detach_scale: bool = False) -> Prediction:
+        """features: [members, n, width], or [1, n, width] for rows that all members share -> [members, n, targets]."""
+        hidden = features
+        if self.embedding is not None:
+            embedded = self.embedding(features[..., self.embedded])
+            hidden = torch.cat([features.expand(embedded.shape[0], -1, -1), embedded], dim=-1)
+        for layer in self.layers:
+            hidden = self.dropout(self.activation(layer(hidden)))
+        prediction: Prediction = self.head(hidden, detach_scale=detach_scale)
+        return prediction
+
+
+class RawUnitsNetwork(nn.Module):
+    """What is exported: raw x -> the members' mean and std of the transformed target, float64 [members, n, targets]."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, network: StackedNetwork, *, centre: list[float], scale: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("centre", torch.tensor(centre, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [n, columns] float64."""
+        prediction = self.network(self.network.features(x).unsqueeze(0))
+        return self.centre + self.scale * prediction.mean.double(), self.scale * prediction.std.double()

@@ -1,0 +1,98 @@
+import math
+
+import numpy as np
+import pytest
+
+from models.manifest import Column
+from training.preprocess import feature_statistics
+
+DAY = 86400.0
+WEEK, YEAR = 7 * DAY, 365.2425 * DAY
+MIDNIGHT = 19_700 * DAY
+
+
+def column(kind, name="a"):
+    return Column(name=name, kind=kind, categories=["x", "y", "z"] if kind == "categorical" else None)
+
+
+def of_one(values, kind="numeric"):
+    """Statistics of a table with one column."""
+    return feature_statistics(np.array(values, dtype=np.float64)[:, None], [column(kind)])
+
+
+def test_normal_values_get_their_mean_and_standard_deviation_back():
+    statistics = of_one(np.random.default_rng(0).normal(50, 4, 20_000))
+    assert statistics.centre == pytest.approx([50], abs=0.1)
+    assert statistics.scale == pytest.approx([4], rel=0.03)
+
+
+def test_outliers_move_neither_centre_nor_scale():
+    values = np.random.default_rng(0).normal(size=1000)
+    clean, dirty = of_one(values), of_one([*values, 1e9, -1e12])
+    assert dirty.centre == pytest.approx(clean.centre, abs=0.01)
+    assert dirty.scale == pytest.approx(clean.scale, rel=0.01)
+
+
+def test_values_whose_quartiles_meet_are_scaled_by_half_their_range():
+    statistics = of_one([0.0] * 90 + [6.0] * 10)
+    assert (statistics.centre, statistics.scale) == ([0.0], [3.0])
+
+
+def test_a_constant_has_scale_one():
+    statistics = of_one([7.0] * 10)
+    assert (statistics.centre, statistics.scale) == ([7.0], [1.0])
+
+
+@pytest.mark.parametrize("kind", ["numeric", "datetime"])
+def test_a_column_all_missing_in_the_fit_rows_is_harmless(kind):
+    statistics = of_one([math.nan] * 5, kind)
+    assert (statistics.centre, statistics.scale, statistics.indicated, statistics.cyclic) == ([0.0], [1.0], [0], [])
+
+
+def test_missing_values_are_indicated_and_leave_the_statistics_alone():
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]
+    whole, holed = of_one(values), of_one([*values, math.nan])
+    assert (whole.indicated, holed.indicated) == ([], [0])
+    assert (whole.centre, whole.scale) == (holed.centre, holed.scale)
+
+
+def test_false_and_true_become_minus_one_and_one_whatever_their_shares():
+    statistics = of_one([0.0] * 99 + [1.0], "boolean")
+    assert (statistics.centre, statistics.scale, statistics.embedded) == ([0.5], [0.5], [])
+
+
+def test_every_category_gets_a_feature_even_one_that_the_fit_rows_lack():
+    statistics = of_one([0.0, 1.0, math.nan], "categorical")
+    assert (statistics.one_hot, statistics.one_hot_code) == ([0, 0, 0], [0.0, 1.0, 2.0])
+    assert (statistics.scaled, statistics.indicated) == ([], [0])
+
+
+@pytest.mark.parametrize(
+    ("times", "cycles"),
+    [
+        (np.arange(0, 1.9 * DAY, 3600), []),  # the second day is not whole
+        (np.arange(0, 2 * DAY + 1, 3600), [DAY]),
+        (np.arange(0, 15 * DAY, 3600), [DAY, WEEK]),
+        (np.arange(0, 15 * DAY, DAY), [WEEK]),  # dates have no time of day
+        (np.arange(0, 15 * DAY, DAY) + 0.5 * DAY, [WEEK]),
+        (np.arange(0, 10 * WEEK, WEEK), []),  # always the same day of the week
+        (np.arange(0, 2.1 * YEAR, DAY), [WEEK, YEAR]),
+        (np.arange(0, 2.1 * YEAR, 5 * 3600), [DAY, WEEK, YEAR]),
+        ([0.0] * 5, []),
+    ],
+)
+def test_a_datetime_has_the_cycles_that_its_rows_show(times, cycles):
+    statistics = of_one(MIDNIGHT + np.asarray(times), "datetime")
+    assert statistics.cycle_seconds == cycles
+    assert statistics.cyclic == [0] * len(cycles)
+
+
+def test_columns_of_all_kinds_keep_their_places():
+    kinds = ("categorical", "numeric", "boolean", "datetime", "numeric")
+    x = np.column_stack([np.arange(60) % 3, np.arange(60), np.arange(60) % 2, MIDNIGHT + 3600 * np.arange(60), np.ones(60)])
+    x[5, 4] = math.nan
+    statistics = feature_statistics(x, [column(kind, str(number)) for number, kind in enumerate(kinds)])
+    assert statistics.scaled == [1, 2, 3, 4]
+    assert statistics.embedded == [0, 2, 3]  # places in `scaled`: all but the boolean
+    assert (statistics.one_hot, statistics.indicated, statistics.cyclic) == ([0, 0, 0], [4], [3])
+    assert statistics.width == 4 + 1 + 3 + 2

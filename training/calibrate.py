@@ -1,0 +1,203 @@
+"""Calibration of the exported network: residuals in ONNX Runtime, scale factor, conformal groups. Needs no torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from models import conformal
+from models.artifact import Run, cpu_session, golden_rows, open_model, read_model, session_run, write_model
+from models.distributions import distribution, maximum_likelihood_scale
+from models.manifest import (
+    Calibration,
+    CalibrationMethod,
+    Column,
+    Family,
+    Golden,
+    IntervalKind,
+    Manifest,
+    ResidualGroup,
+    Target,
+)
+from models.transforms import TRANSFORMS
+from training.errors import OptionError
+from training.graph import MEMBER_OUTPUTS, calibrated_graph, network_part, outputs_float64
+
+Values = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Moments = tuple[Values, Values]
+"""Location and scale: mean and std of the transformed target, [n, targets] each, before the scale factor."""
+
+_CHUNK_ROWS = 8192
+_GOLDEN_COVERAGES = (0.5, 0.8, 0.9)
+_GOLDEN_QUANTILES = ("0.05", "0.25", "0.5", "0.75", "0.95")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """What calibration starts from: (transform(y) - location) / scale of its rows, [n, targets], and their x."""
+
+    values: Values
+    x: Values
+
+
+def member_moments(network: onnx.ModelProto, x: Values, members: Sequence[int] | None = None) -> Moments:
+    """Location and scale of the mixture of `members` (default: all) at `x` [n, columns], computed in ONNX Runtime."""
+    session = cpu_session(network.SerializeToString())
+    parts = []
+    for first in range(0, max(len(x), 1), _CHUNK_ROWS):
+        location, scale = session.run(list(MEMBER_OUTPUTS), {"x": x[first : first + _CHUNK_ROWS]})
+        chosen = slice(None) if members is None else list(members)
+        parts.append(mixture(location[chosen], scale[chosen]))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def mixture(location: Values, scale: Values) -> Moments:
+    """Mean and std of the equally weighted mixture of members: [members, n, targets] -> [n, targets]."""
+    mean = location.mean(axis=0)
+    return mean, np.sqrt(((location - mean) ** 2).mean(axis=0) + (scale**2).mean(axis=0))
+
+
+def out_of_fold_moments(
+    predict: Callable[[Values, Sequence[int]], Moments], x: Values, out_of_fold: list[Rows]
+) -> tuple[Rows, Moments]:
+    """For every row of `out_of_fold` (per member), the mixture of the members that did not see it: (rows, moments).
+
+    `predict(x, members)` answers for some members.
+    """
+    folds: dict[bytes, list[int]] = {}
+    for member, rows in enumerate(out_of_fold):
+        folds.setdefault(rows.tobytes(), []).append(member)
+    moments = [(out_of_fold[members[0]], predict(x[out_of_fold[members[0]]], members)) for members in folds.values()]
+    rows = np.concatenate([fold for fold, _ in moments])
+    return rows, (np.concatenate([part[0] for _, part in moments]), np.concatenate([part[1] for _, part in moments]))
+
+
+def transformed(y: Values, targets: list[Target]) -> Values:
+    """`y` [n, targets] in the space that the network works in."""
+    return np.stack([TRANSFORMS[target.transform].forward(y[:, t]) for t, target in enumerate(targets)], axis=1)
+
+
+def calibrated(
+    residuals: Residuals | None,
+    *,
+    method: CalibrationMethod,
+    interval: IntervalKind,
+    family: Family,
+    freedom: Sequence[float | None],
+    columns: list[Column],
+    group_column: str | None = None,
+) -> Calibration:
+    """The calibration that these residuals make; None stands for method `none`, the family's own intervals.
+
+    freedom: [targets], the degrees of freedom of a student_t family, else None. Raises OptionError where `group_column` is not
+    a categorical or boolean feature.
+    """
+    if residuals is None:
+        unit = [distribution(family, mean=0.0, std=1.0, degrees_of_freedom=df) for df in freedom]
+        groups = [ResidualGroup(residuals=[conformal.family_residuals(one.quantile).tolist() for one in unit])]
+        factors = np.ones(len(freedom))
+    else:
+        factors = np.array(
+            [
+                maximum_likelihood_scale(residuals.values[:, t], family=family, degrees_of_freedom=df)
+                for t, df in enumerate(freedom)
+            ]
+        )
+        ordered = Residuals(values=residuals.values / factors, x=residuals.x)
+        groups = [ResidualGroup(residuals=np.sort(ordered.values, axis=0).T.tolist())]
+        groups += _groups_by_value(ordered, columns, group_column) if group_column else []
+    words = conformal.guarantee(method, interval=interval, rows=groups[0].rows)
+    if group_column:
+        words += f" The same holds within each value of {group_column}, with that value's own rows."
+    return Calibration(
+        method=method,
+        interval=interval,
+        group_column=group_column,
+        groups=groups,
+        scale_factor=factors.tolist(),
+        guarantee=words,
+    )
+
+
+def _groups_by_value(residuals: Residuals, columns: list[Column], name: str) -> list[ResidualGroup]:
+    index, column = group_feature(columns, name)
+    groups = []
+    for code, value in enumerate(column.categories or ["false", "true"]):
+        rows = residuals.values[residuals.x[:, index] == code]
+        if len(rows):
+            groups.append(ResidualGroup(value=value, code=float(code), residuals=np.sort(rows, axis=0).T.tolist()))
+    return groups
+
+
+def group_feature(columns: list[Column], name: str) -> tuple[int, Column]:
+    """Index and column of the feature to calibrate by. Raises OptionError unless it is categorical or boolean."""
+    for index, column in enumerate(columns):
+        if column.name == name:
+            if column.kind in ("categorical", "boolean"):
+                return index, column
+            raise OptionError(
+                f"--calibrate-by {name}: is {column.kind}; calibration by group needs a categorical or boolean feature "
+                f"(for integer codes add --categorical {name})"
+            )
+    raise OptionError(
+        f"--calibrate-by {name}: is not a feature; the features are {', '.join(column.name for column in columns)}"
+    )
+
+
+def golden(run: Run, columns: list[Column], calibration: Calibration) -> Golden:
+    """Golden rows at coverages that every group supports: rows made of column quantiles, and one with everything missing.
+
+    Made, not taken: a model file then holds no row of anybody's table.
+    """
+    rows = [[_typical_value(column, number) for column in columns] for number in range(len(_GOLDEN_QUANTILES))]
+    x = np.array([*rows, [np.nan] * len(columns)])
+    fewest = min(group.rows for group in calibration.groups)
+    largest = conformal.largest_coverage(fewest, interval=calibration.interval)
+    return golden_rows(run, x, [coverage for coverage in _GOLDEN_COVERAGES if coverage <= largest])
+
+
+def _typical_value(column: Column, number: int) -> float:
+    if column.categories is not None:
+        return float(number % len(column.categories))
+    if column.kind == "boolean":
+        return float(number % 2)
+    return column.quantiles[_GOLDEN_QUANTILES[number]]
+
+
+def recalibrate(
+    model: Path, x: Values, y: Values, *, output: Path, interval: IntervalKind | None, group_column: str | None
+) -> Manifest:
+    """Write `model` to `output` with its intervals calibrated anew, by the split method.
+
+    x [n, columns], y [n, targets]: rows that are new to the model, neither fitted nor used for early stopping. The evaluation
+    is dropped, since it was of the old intervals. interval, group_column: None keeps the model's.
+    """
+    open_model(model)
+    data, old = read_model(model)
+    graph = onnx.load_model_from_string(data)
+    network = network_part(graph)
+    location, scale = member_moments(network, x)
+    calibration = calibrated(
+        Residuals(values=(transformed(y, old.targets) - location) / scale, x=x),
+        method="split",
+        interval=interval or old.calibration.interval,
+        family=old.network.family,
+        freedom=old.network.degrees_of_freedom or [None] * len(old.targets),
+        columns=old.columns,
+        group_column=group_column or old.calibration.group_column,
+    )
+    whole = calibrated_graph(
+        network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
+    ).SerializeToString()
+    update = {
+        "calibration": calibration,
+        "evaluation": None,
+        "golden": golden(session_run(cpu_session(whole)), old.columns, calibration),
+    }
+    manifest = old.model_copy(update=update)
+    write_model(whole, manifest, output)
+    return manifest

@@ -1,0 +1,156 @@
+"""Every training option, with its default: one model for the command line, the TOML file and the manifest."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.errors import OptionError
+
+Loss = Literal["beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "laplace", "student_t"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TableOptions(_Options):
+    """Which columns of the table are what."""
+
+    target: Annotated[list[str], Field(min_length=1, description="Column to predict; give it again for several targets")]
+    exclude: Annotated[list[str], Field(description="Column that is no feature (an id, a leak of the target)")] = []
+    categorical: Annotated[list[str], Field(description="Column of integer codes that have no order")] = []
+    group: Annotated[str | None, Field(description="Column whose rows stay together in every split (a patient, a batch)")] = (
+        None
+    )
+    time: Annotated[str | None, Field(description="Column that orders the rows: test and calibration rows are the latest")] = (
+        None
+    )
+    weight: Annotated[str | None, Field(description="Column of row weights for the fit")] = None
+    transform: Annotated[
+        list[str], Field(description="log or logit for all targets, or TARGET=log for one: the network works on that scale")
+    ] = []
+    drop_missing_target: Annotated[bool, Field(description="Leave out rows without a target")] = False
+    delimiter: Annotated[str, Field(min_length=1, max_length=1, description="Delimiter of a CSV file")] = ","
+
+
+class NetworkOptions(_Options):
+    """The network and how it is fitted."""
+
+    loss: Annotated[Loss, Field(description="Training loss; model choice always uses the plain held-out NLL")] = "beta_nll"
+    beta: Annotated[float, Field(ge=0, le=1, description="beta of beta_nll: 0 is nll, 1 trains the mean as mse does")] = 0.5
+    members: Annotated[Count, Field(description="Members of the ensemble")] = 8
+    width: Annotated[Count, Field(description="Units of a hidden layer")] = 128
+    depth: Annotated[Count, Field(description="Hidden layers")] = 3
+    activation: Annotated[Literal["silu", "relu", "tanh"], Field(description="Activation of the hidden layers")] = "silu"
+    dropout: Annotated[Share, Field(description="Dropout in the hidden layers")] = 0.1
+    frequencies: Annotated[int, Field(ge=0, description="Frequencies of a numeric feature's periodic embedding; 0: none")] = 16
+    embedding_outputs: Annotated[Count, Field(description="Outputs of a numeric feature's embedding")] = 8
+    frequency_scale: Annotated[Positive, Field(description="Standard deviation of the initial frequencies")] = 0.3
+    learning_rate: Annotated[Positive, Field(description="Peak learning rate of AdamW (warm-up, then cosine to 0)")] = 4e-3
+    weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay")] = 1e-2
+    batch_rows: Annotated[Count | None, Field(description="Rows a batch; default grows with the table, 32 to 1024")] = None
+    epochs: Annotated[Count | None, Field(description="Epochs; default about 3 000 updates, 12 to 400 epochs")] = None
+    patience: Annotated[
+        Count | None, Field(description="Stop after so many epochs without gain in any member; default a quarter of all")
+    ] = None
+    minimum_std: Annotated[Positive, Field(description="Floor of a member's std, relative to the target's")] = 1e-3
+    maximum_std: Annotated[Positive, Field(description="Cap of a member's std, relative to the target's")] = 10.0
+    seed: Annotated[int, Field(ge=0, description="Seed of splits, weights and batches")] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes a GPU if there is one")] = (
+        "auto"
+    )
+
+    @model_validator(mode="after")
+    def _floor_under_cap(self) -> Self:
+        if self.minimum_std >= self.maximum_std:
+            raise ValueError(f"minimum_std {self.minimum_std:g} must be below maximum_std {self.maximum_std:g}")
+        return self
+
+
+class CalibrationOptions(_Options):
+    """How rows are shared out, and how the intervals are calibrated."""
+
+    calibration: Annotated[
+        Literal["auto", "split", "cross", "none"],
+        Field(
+            description="split: rows held out for it; cross: out-of-fold residuals of all rows; auto: cross under 2 000 rows"
+        ),
+    ] = "auto"
+    interval: Annotated[
+        Literal["symmetric", "equal_tailed"], Field(description="Symmetric about the mean, or equal probability on both sides")
+    ] = "symmetric"
+    calibrate_by: Annotated[
+        str | None, Field(description="Categorical or boolean feature whose values are calibrated apart")
+    ] = None
+    folds: Annotated[int, Field(ge=2, description="Folds of cross calibration")] = 4
+    calibration_share: Annotated[Share, Field(description="Share of rows held out by split calibration (at most 10 000)")] = 0.2
+    stop_share: Annotated[Share, Field(description="Share of a member's rows held out for early stopping")] = 0.1
+    test_share: Annotated[Share, Field(description="Share of rows held out to measure the finished model; 0: none")] = 0.1
+    coverage: Annotated[float, Field(gt=0, lt=1, description="Coverage of an interval when a request names none")] = 0.9
+    baselines: Annotated[bool, Field(description="Also fit the homoscedastic network that the report compares with")] = True
+
+
+class FitOptions(TableOptions, NetworkOptions, CalibrationOptions):
+    """All options of `python -m training fit`."""
+
+    def transforms(self) -> dict[str, str]:
+        """The transform of each target that has one."""
+        chosen: dict[str, str] = {}
+        for entry in self.transform:
+            name, _, transform = entry.rpartition("=")
+            if transform not in ("identity", "log", "logit"):
+                raise OptionError(f"--transform {entry}: the transforms are identity, log and logit")
+            if name and name not in self.target:
+                raise OptionError(f"--transform {entry}: {name!r} is not a target ({', '.join(self.target)})")
+            chosen |= dict.fromkeys([name] if name else self.target, transform)
+        return chosen
+
+
+def fit_options(given: dict[str, Any], *, config: Path | None = None) -> FitOptions:
+    """The options from a TOML file and, above them, those given on the command line (None means not given).
+
+    Keys of the file are the options' names with `-` or `_`. Raises OptionError for an unknown key and for a bad value.
+    """
+    values = _from_toml(config) if config else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return FitOptions.model_validate(values)
+    except ValidationError as error:
+        raise OptionError("; ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: is not TOML ({error})") from error
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name not in FitOptions.model_fields:
+            near = difflib.get_close_matches(name, FitOptions.model_fields, n=1)
+            advice = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(FitOptions.model_fields)}"
+            raise OptionError(f"{path}: there is no option {key!r}{advice}")
+        if name in values:
+            raise OptionError(f"{path}: the option {key!r} is given twice, with - and with _")
+        takes_list = isinstance(FitOptions.model_fields[name].get_default(call_default_factory=True), list) or name == "target"
+        values[name] = [value] if takes_list and isinstance(value, str) else value
+    return values
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"--{name.replace('_', '-')} is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(message)
+    return f"--{name.replace('_', '-')} {problem['input']!r}: {message[0].lower()}{message[1:]}"

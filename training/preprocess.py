@@ -1,0 +1,74 @@
+"""Statistics of the columns: what the network's Features module needs to turn raw rows into features."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Column
+from models.networks import FeatureStatistics
+
+_DAY = 86400.0
+_CYCLES = ((_DAY, 2 * _DAY), (7 * _DAY, 14 * _DAY), (365.2425 * _DAY, 2 * 365.2425 * _DAY))
+"""(period, shortest range of training times that shows it repeat), in seconds: day, week, year."""
+_NORMAL_QUARTILES = 1.349
+"""Distance between the quartiles of the standard normal: makes the robust scale of normal data its standard deviation."""
+
+
+def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> FeatureStatistics:
+    """Statistics of the fit rows `x` [n, columns], raw, NaN where missing."""
+    scaled: list[int] = []
+    centre: list[float] = []
+    scale: list[float] = []
+    embedded: list[int] = []
+    indicated: list[int] = []
+    one_hot: list[int] = []
+    one_hot_code: list[float] = []
+    cyclic: list[int] = []
+    cycle_seconds: list[float] = []
+    for index, column in enumerate(columns):
+        values = x[:, index]
+        known = values[~np.isnan(values)]
+        if column.kind == "categorical":
+            codes = range(len(column.categories or []))
+            one_hot += [index] * len(codes)
+            one_hot_code += [float(code) for code in codes]
+        else:
+            middle, spread = (0.5, 0.5) if column.kind == "boolean" else _robust_centre_and_scale(known)
+            if column.kind != "boolean":
+                embedded.append(len(scaled))
+            scaled.append(index)
+            centre.append(middle)
+            scale.append(spread)
+        if len(known) < len(values):
+            indicated.append(index)
+        if column.kind == "datetime":
+            periods = _visible_cycles(known)
+            cyclic += [index] * len(periods)
+            cycle_seconds += periods
+    return FeatureStatistics(
+        scaled=scaled,
+        centre=centre,
+        scale=scale,
+        embedded=embedded,
+        indicated=indicated,
+        one_hot=one_hot,
+        one_hot_code=one_hot_code,
+        cyclic=cyclic,
+        cycle_seconds=cycle_seconds,
+    )
+
+
+def _robust_centre_and_scale(known: NDArray[np.float64]) -> tuple[float, float]:
+    """Median, and the quartile distance in normal units; half the range where the quartiles meet; 1 for a constant."""
+    if not len(known):
+        return 0.0, 1.0
+    low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
+    spread = (high - low) / _NORMAL_QUARTILES or (known.max() - known.min()) / 2 or 1.0
+    return float(middle), float(spread)
+
+
+def _visible_cycles(times: NDArray[np.float64]) -> list[float]:
+    """The periods that the times repeat at least twice, and within which they differ (dates have no time of day)."""
+    if not len(times):
+        return []
+    span = times.max() - times.min()
+    return [period for period, needed in _CYCLES if span >= needed and np.ptp(times % period) > 0]

@@ -1,0 +1,136 @@
+"""What the command line shows: progress, scores, manifests."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.conformal import coverage_range
+from models.manifest import Manifest, Scores
+
+if TYPE_CHECKING:
+    from training.fit import Epoch
+
+_console = Console(highlight=False)
+_errors = Console(stderr=True, highlight=False)
+_SHOWN_COVERAGE = 0.9
+_PLAIN_LINES = 8
+"""Progress lines of a fit where there is no terminal to draw a bar on."""
+
+
+def say(sentence: str) -> None:
+    """A line for the user."""
+    _errors.print(sentence, markup=False, soft_wrap=True)
+
+
+def complain(sentence: str) -> None:
+    """Why the command ends."""
+    _errors.print(f"error: {sentence}", markup=False, soft_wrap=True)
+
+
+class FitDisplay:
+    """Stages as lines; epochs as a bar with NLL, RMSE and time left, or as a few lines where there is no terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = None if not _errors.is_terminal else progress.add_task("", total=None, visible=False, numbers="")
+
+    def stage(self, sentence: str) -> None:
+        """What is being done."""
+        say(sentence)
+
+    def epoch(self, epoch: "Epoch") -> None:
+        """How the fit stands, on the early-stopping rows, in units of the target's standard deviation."""
+        numbers = f"held-out NLL {epoch.nll:.3f} (best {epoch.best_nll:.3f}), RMSE {epoch.rmse:.3f}"
+        if self._task is not None:
+            self._progress.update(self._task, total=epoch.epochs, completed=epoch.number, visible=True, numbers=numbers)
+        elif epoch.number % max(1, epoch.epochs // _PLAIN_LINES) == 0:
+            say(f"epoch {epoch.number}/{epoch.epochs}: {numbers}, {epoch.seconds_left:.0f} s left")
+
+
+@contextmanager
+def fit_progress() -> Iterator[FitDisplay]:
+    """A display for one fit."""
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_errors, transient=True) as progress:
+        yield FitDisplay(progress)
+
+
+@contextmanager
+def row_progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar over rows; yields a function that takes the number of rows just done."""
+    with Progress(TextColumn("rows"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), console=_errors) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda rows: progress.advance(task, rows)
+
+
+def show_evaluation(manifest: Manifest) -> None:
+    """The scores of the test rows beside the baselines', as a table."""
+    if manifest.evaluation is None:
+        say("no test rows: nothing was measured (see --test-share)")
+        return
+    title = f"{manifest.evaluation.rows} test rows"
+    show_scores(title, {"model": manifest.evaluation.targets, **manifest.evaluation.baselines})
+
+
+def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]]) -> None:
+    """Scores by target and predictor, with the 90 % intervals; all else is in the report and in `inspect --json`."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("target", "predictor", "NLL", "RMSE", "MAE", "R2", "CRPS", "in 90 %", "width 90 %"):
+        table.add_column(heading, overflow="fold")
+    for target in next(iter(by_predictor.values())):
+        for predictor, by_target in by_predictor.items():
+            one = by_target[target]
+            shown = [interval for interval in one.intervals if interval.coverage == _SHOWN_COVERAGE]
+            intervals = (f"{shown[0].observed_coverage:.1%}", f"{shown[0].mean_width:.4g}") if shown else ("-", "-")
+            r2 = "-" if one.r2 is None else f"{one.r2:.3f}"
+            errors = (f"{one.nll:.3f}", f"{one.rmse:.4g}", f"{one.mae:.4g}", r2, f"{one.crps:.4g}")
+            table.add_row(target, predictor, *errors, *intervals)
+    _console.print(table)
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """A manifest for people."""
+    columns = Table(title=f"{len(manifest.columns)} features", title_justify="left")
+    for heading in ("feature", "kind", "training range", "missing"):
+        columns.add_column(heading)
+    for column in manifest.columns:
+        values = column.categories or []
+        extent = f"{column.minimum:g} to {column.maximum:g}" if column.minimum is not None else ", ".join(values[:6])
+        more = f", ... ({len(values)})" if len(values) > 6 else ""
+        columns.add_row(column.name, column.kind, extent + more, f"{column.missing:.1%}" if column.missing else "")
+    _console.print(columns)
+    for target in manifest.targets:
+        unit = f" {target.unit}" if target.unit else ""
+        how = "" if target.transform == "identity" else f", {target.transform}-transformed"
+        _console.print(f"target {target.name}: {target.minimum:g} to {target.maximum:g}{unit}{how}", markup=False)
+    network, origin = manifest.network, manifest.origin
+    say_out = partial(_console.print, markup=False, soft_wrap=True)
+    say_out(f"network: {network.members} members, {network.parameters} parameters, {network.family}, loss {network.loss}")
+    show_calibration(manifest)
+    uses = ", ".join(f"{rows} {use}" for use, rows in origin.rows_by_use.items())
+    say_out(f"trained on {origin.data} ({origin.rows} rows: {uses}), {origin.created}, {origin.seconds:g} s")
+    say_out(f"with {origin.command}")
+    show_evaluation(manifest)
+
+
+def show_calibration(manifest: Manifest) -> None:
+    """The calibration in words."""
+    calibration = manifest.calibration
+    factors = ", ".join(f"{factor:.3g}" for factor in calibration.scale_factor)
+    _console.print(f"calibration: {calibration.method}, {calibration.interval}, {calibration.rows} rows; std times {factors}")
+    _console.print(calibration.guarantee, markup=False)
+    if calibration.method == "split":
+        coverage = manifest.default_coverage
+        low, high = coverage_range(coverage, rows=calibration.rows, interval=calibration.interval)
+        _console.print(f"coverage {coverage:g} on new rows: between {low:.3f} and {high:.3f} with 90 % probability")
