@@ -1,0 +1,86 @@
+"""The application: `create_app(settings)` puts repository, routes and telemetry together."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+import service
+from service.inference.batcher import RunLimits
+from service.inference.model import ServedModel, load_model
+from service.inference.session import Device, choose_device
+from service.repository import Repository
+from service.routes import health, predict, repository
+from service.routes.answers import add_error_handlers
+from service.routes.openapi import openapi_document
+from service.settings import Settings
+from service.state import ServiceState
+from service.telemetry import RequestTelemetry
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI application. Raises DeviceError where the device that must be used does not run."""
+    state = _service_state(settings)
+    app = FastAPIOffline(  # Swagger UI from this server: /docs works without a way out to the internet
+        docs_url="/docs",
+        redoc_url=None,
+        title="errorbar",
+        version=service.__version__,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = state
+    app.router.routes[:0] = predict.routes  # first, since they are asked most
+    app.include_router(health.router)
+    app.include_router(repository.router)
+    add_error_handlers(app)
+    app.add_middleware(RequestTelemetry, access_log=settings.access_log)
+
+    def openapi() -> dict[str, Any]:
+        return openapi_document(app, state.repository)
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change it
+    return app
+
+
+def _service_state(settings: Settings) -> ServiceState:
+    device = choose_device(settings.device, threads=settings.threads)
+    limits = _run_limits(settings, device)
+
+    def load(path: Path, name: str, version: int) -> ServedModel:
+        return load_model(path, name=name, version=version, device=device, limits=limits)
+
+    models = Repository(
+        settings.repository, load, loaded_versions=settings.loaded_versions, rescan_seconds=settings.rescan_seconds
+    )
+    return ServiceState(settings, device, models)
+
+
+def _run_limits(settings: Settings, device: Device) -> RunLimits:
+    return RunLimits(
+        # A run on a GPU waits for the GPU: never on the event loop, and what queues up meanwhile shares the next.
+        inline_rows=settings.inline_rows if device.name == "cpu" else 0,
+        run_rows=settings.run_rows,
+        queued_rows=settings.max_queued_rows,
+        deadline_seconds=settings.deadline_seconds,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: ServiceState = app.state.service
+    await state.repository.rescan()
+    gc.collect()
+    gc.freeze()  # what lives as long as the service is not searched for garbage again and again
+    watching = asyncio.create_task(state.repository.watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching

@@ -1,0 +1,85 @@
+"""`python -m service [serve]` and `python -m service health`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import httpx
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from service.settings import ENVIRONMENT_PREFIX, Settings, unknown_variables
+
+_PROGRAM = "python -m service"
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - these are looked up, not listened on
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["health"]:
+        return _health(given[1:])
+    return _serve(given[1:] if given[:1] == ["serve"] else given)
+
+
+def _serve(arguments: list[str]) -> int:
+    settings = _settings(arguments)
+    if settings is None:
+        return 2
+    from service.inference.session import DeviceError
+    from service.server import serve
+    from service.telemetry import configure_logging
+
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
+    try:
+        return serve(settings)
+    except DeviceError as error:
+        return _fail(f"the service does not start: {error}", status=1)
+    except KeyboardInterrupt:  # before uvicorn took the signal over
+        return 0
+
+
+def _settings(arguments: list[str]) -> Settings | None:
+    """The settings, or None once it is said what is wrong with them."""
+    unknown = unknown_variables()
+    if unknown:
+        _fail("\n".join(unknown), status=2)
+        return None
+    try:
+        options = {"_cli_parse_args": arguments, "_cli_prog_name": f"{_PROGRAM} [serve]", "_cli_show_env_vars": True}
+        return Settings(**options)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"])
+            place = f"--{name.replace('_', '-')} / {ENVIRONMENT_PREFIX}{name.upper()}: " if name else ""
+            _fail(f"{place}{problem['msg']} (given: {problem['input']!r})" if name else problem["msg"], status=2)
+    except SettingsError as error:
+        _fail(str(error), status=2)
+    return None
+
+
+def _health(arguments: list[str]) -> int:
+    """Ask a running service whether it is ready: 0 ready, 1 not ready, 2 the question cannot be asked."""
+    parser = argparse.ArgumentParser(prog=f"{_PROGRAM} health", description="Exit with status 0 when the service is ready.")
+    parser.add_argument("--url", help="address of the service (default: the host and port of its settings)")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds to wait for an answer (default: 3)")
+    options = parser.parse_args(arguments)
+    url = options.url
+    if url is None:
+        settings = _settings([])
+        if settings is None:
+            return 2
+        url = f"http://{_ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}"
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/v2/health/ready", timeout=options.timeout)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return _fail(f"{url} does not answer: {error}", status=1)
+    if response.is_success:
+        sys.stdout.write(f"{url} is ready\n")
+        return 0
+    return _fail(f"{url} answers {response.status_code}: {response.text[:1000]}", status=1)
+
+
+def _fail(sentence: str, *, status: int) -> int:
+    sys.stderr.write(f"{_PROGRAM}: {sentence}\n")
+    return status

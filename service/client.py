@@ -1,0 +1,239 @@
+"""A client for the service, sync and async.
+
+    with Client("http://127.0.0.1:8000") as client:
+        answer = client.predict("concrete", [{"Cement": 540, "Water": 162}], coverage=[0.5, 0.9])
+        answer["predictions"][0]["mean"]
+
+Answers are the server's JSON as it is. Whatever goes wrong is an ErrorbarError that carries the server's sentence.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Self, TypedDict, Unpack
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+Row = Mapping[str, Any] | Sequence[Any]
+"""A row: values by feature name, or all values in the model's order. NaN and None are missing; NumPy values are welcome."""
+
+Answer = dict[str, Any]
+
+_READY = "/v2/health/ready"
+_HEADERS = {"content-type": "application/json"}
+_RETRY_SECONDS = 0.1
+_BROKEN = (httpx.HTTPError, httpx.InvalidURL)
+
+
+class PredictOptions(TypedDict, total=False):
+    """What may be asked besides mean, std and the model's default interval."""
+
+    coverage: float | Sequence[float]
+    """Of the prediction intervals."""
+    quantiles: float | Sequence[float]
+    """Probabilities."""
+    thresholds: float | Sequence[float]
+    """Values t, for P(y <= t)."""
+    samples: int
+    """Draws from the predictive distribution of each row."""
+    seed: int
+    """Makes the samples repeatable."""
+    strict: bool
+    """Refuse unknown categories instead of warning."""
+
+
+class ErrorbarError(Exception):
+    """A request that was not answered: the server's sentence, or why the server was not reached."""
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        status: int | None = None,
+        details: Sequence[Mapping[str, Any]] = (),
+        request_id: str | None = None,
+    ):
+        super().__init__(sentence)
+        self.status = status
+        """HTTP status; None where the server was not reached."""
+        self.details = list(details)
+        """What is wrong, by `row`, `feature` and `problem`."""
+        self.request_id = request_id
+        """Finds the request in the server's log."""
+
+
+class Client:
+    """Asks a service. Close it, or use it in a `with` block."""
+
+    def __init__(self, url: str, *, timeout: float = 30.0, transport: httpx.BaseTransport | None = None):
+        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+
+    def predict(
+        self,
+        model: str,
+        rows: Sequence[Row],
+        *,
+        version: int | str | None = None,
+        label: str | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Answer:
+        """`{"model": ..., "predictions": [...]}` for `rows`.
+
+        options: those of PredictOptions. Raises ErrorbarError.
+        """
+        return self._ask("POST", _model_path(model, version, label) + ":predict", content=_body(rows, options))
+
+    def models(self) -> list[Answer]:
+        """The models that the server knows, with versions, states and labels."""
+        models: list[Answer] = self._ask("GET", "/v1/models")["models"]
+        return models
+
+    def metadata(self, model: str, *, version: int | str | None = None, label: str | None = None) -> Answer:
+        """What is known about a model: manifest, device, JSON Schema of a row, an example."""
+        return self._ask("GET", _model_path(model, version, label) + "/metadata")
+
+    def ready(self) -> bool:
+        """Whether every model of the server can answer. Raises ErrorbarError where no server answers."""
+        return _is_ready(self._send("GET", _READY))
+
+    def wait_until_ready(self, timeout: float = 30.0) -> None:
+        """Return once the server is ready; ErrorbarError says what it waits for when `timeout` seconds have passed."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                self._ask("GET", _READY)
+            except ErrorbarError as error:
+                _give_up_after(end, timeout, error)
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, *, content: bytes | None = None) -> Answer:
+        return _answer(self._send(method, path, content=content))
+
+    def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
+        try:
+            return self._http.request(method, path, content=content, headers=_HEADERS)
+        except _BROKEN as error:
+            _not_reached(self._http.base_url, error)
+
+
+class AsyncClient:
+    """As Client, for asyncio."""
+
+    def __init__(self, url: str, *, timeout: float = 30.0, transport: httpx.AsyncBaseTransport | None = None):
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+
+    async def predict(
+        self,
+        model: str,
+        rows: Sequence[Row],
+        *,
+        version: int | str | None = None,
+        label: str | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Answer:
+        """As Client.predict."""
+        return await self._ask("POST", _model_path(model, version, label) + ":predict", content=_body(rows, options))
+
+    async def models(self) -> list[Answer]:
+        """As Client.models."""
+        models: list[Answer] = (await self._ask("GET", "/v1/models"))["models"]
+        return models
+
+    async def metadata(self, model: str, *, version: int | str | None = None, label: str | None = None) -> Answer:
+        """As Client.metadata."""
+        return await self._ask("GET", _model_path(model, version, label) + "/metadata")
+
+    async def ready(self) -> bool:
+        """As Client.ready."""
+        return _is_ready(await self._send("GET", _READY))
+
+    async def wait_until_ready(self, timeout: float = 30.0) -> None:
+        """As Client.wait_until_ready."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                await self._ask("GET", _READY)
+            except ErrorbarError as error:
+                _give_up_after(end, timeout, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(self, method: str, path: str, *, content: bytes | None = None) -> Answer:
+        return _answer(await self._send(method, path, content=content))
+
+    async def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, content=content, headers=_HEADERS)
+        except _BROKEN as error:
+            _not_reached(self._http.base_url, error)
+
+
+def _model_path(model: str, version: int | str | None, label: str | None) -> str:
+    if version is not None and label is not None:
+        raise ValueError(f"give a version ({version}) or a label ({label}), not both")
+    path = f"/v1/models/{quote(model, safe='')}"
+    if version is not None:
+        return f"{path}/versions/{quote(str(version), safe='')}"
+    return path if label is None else f"{path}/labels/{quote(label, safe='')}"
+
+
+def _body(rows: Sequence[Row], options: PredictOptions) -> bytes:
+    request = {"instances": list(rows), **options}
+    try:
+        return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
+    except orjson.JSONEncodeError as error:
+        raise ErrorbarError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _answer(response: httpx.Response) -> Answer:
+    """The JSON of a successful response; anything else is an ErrorbarError."""
+    request_id = response.headers.get("x-request-id")
+    try:
+        content = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        content = None
+    if response.is_success and isinstance(content, dict):
+        return content
+    known = content if isinstance(content, dict) else {}
+    sentence = known.get("error") or f"{response.url} answered {response.status_code}, and not in errorbar's form"
+    raise ErrorbarError(sentence, status=response.status_code, details=known.get("details", ()), request_id=request_id)
+
+
+def _is_ready(response: httpx.Response) -> bool:
+    if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        _answer(response)
+    return response.is_success
+
+
+def _give_up_after(end: float, timeout: float, error: ErrorbarError) -> None:
+    if time.monotonic() >= end:
+        raise ErrorbarError(f"not ready within {timeout:g} s: {error}", status=error.status) from error
+
+
+def _not_reached(url: httpx.URL, error: Exception) -> NoReturn:
+    raise ErrorbarError(f"{url} cannot be reached: {error or type(error).__name__}") from error

@@ -1,0 +1,166 @@
+"""What a model tells about itself: metadata, a JSON Schema of its instances, an example request, its part of OpenAPI."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from models.conformal import largest_coverage
+from models.manifest import Calibration, Column, Manifest
+from service.inference.model import ServedModel
+
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+
+
+def metadata(model: ServedModel) -> dict[str, Any]:
+    """All that is known of a served model, without the manifest's long arrays."""
+    device: dict[str, Any] = {"name": model.device.name, "threads": model.device.threads}
+    if model.device.fallback_reason is not None:
+        device["fallback_reason"] = model.device.fallback_reason
+    return {
+        "name": model.name,
+        "version": str(model.version),
+        "sha256": model.sha256,
+        "loaded": model.loaded,
+        "device": device,
+        "manifest": _short_manifest(model.manifest),
+        "instance_schema": instance_schema(model.manifest.columns),
+        "example": example_request(model.manifest),
+    }
+
+
+def instance_schema(columns: Sequence[Column]) -> dict[str, Any]:
+    """The JSON Schema of one instance: an object by feature name, or an array in the model's order."""
+    features = {column.name: _feature_schema(column) for column in columns}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "anyOf": [
+            {"type": "object", "properties": features, "additionalProperties": False},
+            {
+                "type": "array",
+                "prefixItems": list(features.values()),
+                "items": False,
+                "minItems": len(columns),
+                "maxItems": len(columns),
+            },
+        ],
+    }
+
+
+def example_instance(columns: Sequence[Column]) -> dict[str, Any]:
+    """A typical row of the training table: medians and first categories."""
+    return {column.name: _typical(column) for column in columns}
+
+
+def example_request(manifest: Manifest) -> dict[str, Any]:
+    """A request that the model answers."""
+    return {"instances": [example_instance(manifest.columns)], "coverage": [manifest.default_coverage]}
+
+
+def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:
+    """The JSON Schema of a V1 request, for the model with these columns or for any."""
+    instance = {key: value for key, value in instance_schema(columns).items() if key != "$schema"} if columns else {}
+    number_or_numbers = {"anyOf": [{"type": "number"}, _NUMBERS]}
+    return {
+        "type": "object",
+        "required": ["instances"],
+        "additionalProperties": False,
+        "properties": {
+            "instances": {"type": "array", "items": instance},
+            "coverage": number_or_numbers | {"description": "of the prediction intervals, each between 0 and 1"},
+            "quantiles": number_or_numbers | {"description": "probabilities whose quantiles are wanted"},
+            "thresholds": number_or_numbers | {"description": "values t for which P(y <= t) is wanted"},
+            "samples": {"type": "integer", "minimum": 0, "description": "draws from the predictive distribution"},
+            "seed": {"type": "integer", "minimum": 0, "description": "makes the samples repeatable"},
+            "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
+        },
+    }
+
+
+def answer_schema(targets: Sequence[str] | None) -> dict[str, Any]:
+    """The JSON Schema of a V1 answer, for the model with these targets or for any."""
+    number = {"type": "number"}
+    bounds = {"coverage": number, "lower": number, "upper": number}
+    interval = {"type": "object", "required": list(bounds), "properties": bounds}
+    moments = {"mean": number, "std": number, "epistemic_std": number}
+    warnings = {"warnings": {"type": "array", "items": {"type": "string"}}}
+    lists = dict.fromkeys(("quantiles", "cdf", "samples"), _NUMBERS)
+    one = {
+        "type": "object",
+        "required": [*moments, "intervals"],
+        "properties": {**moments, "intervals": {"type": "array", "items": interval}, **lists},
+    }
+    if targets is None:
+        prediction: dict[str, Any] = {"type": "object"}
+    elif len(targets) == 1:
+        prediction = one | {"properties": {**one["properties"], **warnings}}  # type: ignore[dict-item]
+    else:
+        prediction = {"type": "object", "required": list(targets), "properties": dict.fromkeys(targets, one) | warnings}
+    text = {"type": "string"}
+    model = {"type": "object", "required": ["name", "version"], "properties": {"name": text, "version": text}}
+    return {
+        "type": "object",
+        "required": ["model", "predictions"],
+        "properties": {"model": model, "predictions": {"type": "array", "items": prediction}},
+    }
+
+
+def _short_manifest(manifest: Manifest) -> dict[str, Any]:
+    every_target = {"targets": {"__all__": {"pit_histogram"}}, "baselines": {"__all__": {"__all__": {"pit_histogram"}}}}
+    excluded: Any = {"golden": True, "calibration": {"groups"}, "evaluation": every_target}
+    if manifest.evaluation is None:
+        del excluded["evaluation"]
+    short = manifest.model_dump(mode="json", exclude=excluded)
+    short["calibration"]["groups"] = _groups(manifest.calibration)
+    return short
+
+
+def _groups(calibration: Calibration) -> list[dict[str, Any]]:
+    return [
+        {
+            "value": group.value,
+            "code": group.code,
+            "rows": group.rows,
+            "largest_coverage": largest_coverage(group.rows, interval=calibration.interval),
+        }
+        for group in calibration.groups
+    ]
+
+
+def _feature_schema(column: Column) -> dict[str, Any]:
+    match column.kind:
+        case "categorical":
+            categories: list[Any] = list(column.categories or [])
+            listed = f"one of {', '.join(categories[:50])}{', ...' if len(categories) > 50 else ''}; others count as missing"
+            schema: dict[str, Any] = {"type": ["string", "integer", "null"] if column.integer else ["string", "null"]}
+            expected = listed
+        case "boolean":
+            schema, expected = {"type": ["boolean", "number", "null"]}, "true or false, or 1 or 0"
+        case "datetime":
+            schema, expected = (
+                {"type": ["string", "number", "null"]},
+                "ISO 8601 (UTC without a zone), or seconds since 1970",
+            )
+        case _:
+            schema, expected = {"type": ["number", "null"]}, ""
+            if column.minimum is not None and column.maximum is not None:
+                expected = f"training range {column.minimum:.12g} to {column.maximum:.12g}"
+    unit = f"in {column.unit}" if column.unit else ""
+    described = "; ".join(part for part in (column.description, unit, expected) if part)
+    return schema | ({"description": described} if described else {}) | {"examples": [_typical(column)]}
+
+
+def _typical(column: Column) -> Any:
+    match column.kind:
+        case "categorical":
+            return column.categories[0] if column.categories else None
+        case "boolean":
+            return True
+    typical = column.quantiles.get("0.5")
+    if typical is None:
+        typical = 0.0 if column.minimum is None or column.maximum is None else (column.minimum + column.maximum) / 2
+    if column.kind == "datetime":
+        return datetime.fromtimestamp(round(typical), UTC).isoformat().replace("+00:00", "Z")
+    short = float(f"{typical:.6g}")
+    inside = column.minimum is None or column.maximum is None or column.minimum <= short <= column.maximum
+    number = short if inside else typical
+    return round(number) if column.integer and float(round(number)) == number else number

@@ -1,0 +1,296 @@
+"""JSON instances to the array that a model reads, with every problem found by row and feature."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
+from operator import itemgetter
+from types import NoneType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Column
+from service.errors import LISTED_PROBLEMS, Problem
+
+Values = NDArray[np.float64]
+
+_NUMBERS = frozenset({int, float, NoneType})
+_LISTED_CATEGORIES = 10
+_SHOWN_CHARACTERS = 100
+_ENOUGH = LISTED_PROBLEMS + 1  # more are not looked for: a large request could hold millions
+_JSON_TYPES = {
+    dict: "an object", list: "an array", str: "a text", bool: "a boolean", int: "a number", float: "a number", NoneType: "null",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnknownCategory:
+    """A category that the model was not trained on; the model takes it for a missing value."""
+
+    row: int
+    feature: int
+    value: object
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is needed to read instances of one model; made once per model by `features_of`."""
+
+    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+    positions: dict[str, int]
+    pick: Callable[[dict[str, Any]], Sequence[Any]]
+    """The values of a complete instance in the model's order; KeyError where one is absent."""
+    codes: tuple[dict[Any, float], ...]
+    """By feature: categories, as JSON may spell them, to codes; empty where the feature is not categorical."""
+    all_numeric: bool
+    minimum: Values
+    maximum: Values
+    """[features]: the training range; infinite where there is none."""
+    never_missing: NDArray[np.bool_]
+    """[features]: whether no training row missed this value."""
+
+
+def features_of(columns: Sequence[Column]) -> Features:
+    """The reading plan for a model's columns."""
+    names = tuple(column.name for column in columns)
+    one = names[0]
+    ranged = [column if column.kind != "categorical" else None for column in columns]
+    return Features(
+        columns=tuple(columns),
+        names=names,
+        positions={name: position for position, name in enumerate(names)},
+        pick=itemgetter(*names) if len(names) > 1 else lambda row: (row[one],),
+        codes=tuple(_codes(column) for column in columns),
+        all_numeric=all(column.kind == "numeric" for column in columns),
+        minimum=np.array([-math.inf if c is None or c.minimum is None else c.minimum for c in ranged]),
+        maximum=np.array([math.inf if c is None or c.maximum is None else c.maximum for c in ranged]),
+        never_missing=np.array([column.missing == 0 for column in columns]),
+    )
+
+
+def read_instances(instances: list[Any], features: Features) -> tuple[Values, list[UnknownCategory], list[Problem]]:
+    """JSON instances (objects or arrays) as x [n, features] float64, with unknown categories and all problems.
+
+    Numbers must be finite, as JSON's are. Where there are problems, x is of no use.
+    """
+    problems: list[Problem] = []
+    cells = _in_order(instances, features, problems)
+    if features.all_numeric and set(map(type, chain.from_iterable(cells))) <= _NUMBERS:
+        x = np.array(cells, dtype=np.float64).reshape(len(cells), len(features.names))  # None becomes NaN
+        return x, [], problems
+    x = np.empty((len(cells), len(features.names)))
+    unknown: list[UnknownCategory] = []
+    for position, values in enumerate(zip(*cells, strict=True)):
+        column, codes = features.columns[position], features.codes[position]
+        converted = _converted(values, column, codes)
+        if converted is not None:
+            x[:, position] = converted
+            continue
+        room = len(problems) + _ENOUGH
+        for row, value in enumerate(values):
+            try:
+                code = _cell(value, column, codes)
+            except ValueError as error:
+                problems.append(Problem(str(error), row=row, feature=column.name))
+                if len(problems) == room:
+                    break
+                continue
+            if code is None:
+                unknown.append(UnknownCategory(row, position, value))
+            x[row, position] = math.nan if code is None else code
+    problems.sort(key=lambda problem: problem.row or 0)
+    return x, unknown, problems
+
+
+def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
+    """Unknown categories as problems, for requests that asked to be strict."""
+    return [
+        Problem(_about_unknown(item, features) + _alike(item, features), row=item.row, feature=features.names[item.feature])
+        for item in unknown[:_ENOUGH]
+    ]
+
+
+def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> dict[int, list[str]]:
+    """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
+    outside = (x < features.minimum) | (x > features.maximum)  # NaN is neither
+    missing = np.isnan(x) & features.never_missing
+    if not (outside.any() or missing.any() or unknown):
+        return {}
+    sentences: dict[int, list[str]] = {}
+    for item in unknown:
+        missing[item.row, item.feature] = False
+        sentences.setdefault(item.row, []).append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
+    for row, position in np.argwhere(outside).tolist():
+        column = features.columns[position]
+        value, low, high = (_text(number, column) for number in (x[row, position], column.minimum, column.maximum))
+        sentences.setdefault(row, []).append(f"{column.name} {value} is outside the training range {low} to {high}")
+    for row, position in np.argwhere(missing).tolist():
+        sentences.setdefault(row, []).append(f"{features.names[position]} is missing; it never was in training")
+    return sentences
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` with the names most like `name`, or nothing."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
+
+
+def json_type(value: object) -> str:
+    """What a JSON value is, in words."""
+    return _JSON_TYPES[type(value)]
+
+
+def _codes(column: Column) -> dict[Any, float]:
+    if column.categories is None:
+        return {}
+    codes: dict[Any, float] = {category: float(code) for code, category in enumerate(column.categories)}
+    if column.integer:  # 3, 3.0 and "3" are one category, and 3 == 3.0 as a key
+        codes |= {int(category): float(code) for code, category in enumerate(column.categories)}
+    return codes | {None: math.nan}
+
+
+def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
+    """Each instance's values in the model's order; absent ones are None."""
+    width = len(features.names)
+    cells: list[Sequence[Any]] = []
+    for row, instance in enumerate(instances):
+        if type(instance) is dict:
+            if len(instance) == width:
+                try:
+                    cells.append(features.pick(instance))
+                    continue
+                except KeyError:
+                    pass
+            problems.extend(islice(_unknown_names(row, instance, features), _ENOUGH - len(problems)))
+            cells.append([instance.get(name) for name in features.names])
+        elif type(instance) is list and len(instance) == width:
+            cells.append(instance)
+        else:
+            if len(problems) < _ENOUGH:
+                problems.append(_wrong_form(row, instance, features))
+            cells.append([None] * width)
+    return cells
+
+
+def _unknown_names(row: int, instance: dict[str, Any], features: Features) -> Iterator[Problem]:
+    for name in instance:
+        if name not in features.positions:
+            sentence = f"is no feature of this model{nearest(name, features.names)}"
+            yield Problem(sentence, row=row, feature=_shortened(name))
+
+
+def _wrong_form(row: int, instance: object, features: Features) -> Problem:
+    found = f"an array of {len(instance)}" if isinstance(instance, list) else json_type(instance)
+    width = len(features.names)
+    return Problem(f"is {found}; give an object of feature names, or an array of {width} ({_first_names(features)})", row=row)
+
+
+def _first_names(features: Features) -> str:
+    shown = ", ".join(features.names[:5])
+    return shown if len(features.names) <= 5 else f"{shown}, ..."
+
+
+def _converted(values: Sequence[Any], column: Column, codes: dict[Any, float]) -> Sequence[float] | Values | None:
+    """A whole column at once; None where some value needs a look of its own."""
+    types = set(map(type, values))
+    if column.kind == "categorical":
+        if not types <= ({str, int, float, NoneType} if column.integer else {str, NoneType}):
+            return None
+        found = [codes.get(value) for value in values]
+        return None if None in found else np.array(found)
+    if column.kind == "boolean":
+        if not types <= {bool, int, float, NoneType}:
+            return None
+        flags = np.array(values, dtype=np.float64)
+        return flags if np.all(np.isnan(flags) | (flags == 0) | (flags == 1)) else None
+    return np.array(values, dtype=np.float64) if types <= _NUMBERS else None
+
+
+def _cell(value: object, column: Column, codes: dict[Any, float]) -> float | None:
+    """One value as x holds it; None for an unknown category; ValueError says what would be right."""
+    if value is None:
+        return math.nan
+    match column.kind:
+        case "categorical":
+            return _category(value, column, codes)
+        case "boolean":
+            if value in (0, 1) and not isinstance(value, str):
+                return float(value)
+            raise ValueError(f"{_shown(value)} is {json_type(value)}; give true or false (or 1 or 0)")
+        case "datetime":
+            return _seconds(value)
+        case _:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            raise ValueError(f"{_shown(value)} is {json_type(value)}; give a number{_unquoted(value)}")
+
+
+def _category(value: object, column: Column, codes: dict[Any, float]) -> float | None:
+    if isinstance(value, str) or (column.integer and isinstance(value, int | float) and not isinstance(value, bool)):
+        return codes.get(value)
+    expected = "a whole number or its text" if column.integer else "a text"
+    raise ValueError(f"{_shown(value)} is {json_type(value)}; give {expected}: {_known(column)}")
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    expected = "give an ISO 8601 date or time such as '2026-11-21T12:00:00Z', or seconds since 1970-01-01 UTC"
+    if not isinstance(value, str):
+        raise ValueError(f"{_shown(value)} is {json_type(value)}; {expected}")  # noqa: TRY004 - the type is the client's
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"{_shown(value)} is no date; {expected}") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+
+
+def _unquoted(value: object) -> str:
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return ""
+    return ", without quotes" if math.isfinite(number) else ""
+
+
+def _shown(value: object) -> str:
+    return _shortened(str(value).lower() if isinstance(value, bool) else repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def _known(column: Column) -> str:
+    categories = column.categories or []
+    shown = ", ".join(categories[:_LISTED_CATEGORIES])
+    return shown if len(categories) <= _LISTED_CATEGORIES else f"{shown}, ... ({len(categories)} in all)"
+
+
+def _about_unknown(item: UnknownCategory, features: Features) -> str:
+    column = features.columns[item.feature]
+    return f"{_shown(item.value)} is an unknown category (known: {_known(column)})"
+
+
+def _alike(item: UnknownCategory, features: Features) -> str:
+    return nearest(item.value, features.columns[item.feature].categories or []) if isinstance(item.value, str) else ""
+
+
+def _text(value: float | None, column: Column) -> str:
+    """A value as people write it: whole numbers without a point, moments as dates."""
+    if value is None:
+        return "any"
+    if column.kind == "datetime":
+        try:
+            moment = datetime.fromtimestamp(value, UTC)
+        except (ValueError, OverflowError, OSError):
+            return f"{value:.12g} s"
+        return moment.strftime("%Y-%m-%d" if value % 86400 == 0 else "%Y-%m-%dT%H:%M:%SZ")
+    return f"{value:.12g}"

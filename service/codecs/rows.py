@@ -1,0 +1,203 @@
+"""The V1 protocol: a JSON body of rows to arrays, predictions to a JSON answer."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.codecs.features import (
+    Features,
+    json_type,
+    nearest,
+    read_instances,
+    unknown_category_problems,
+    warnings_about,
+)
+from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
+from service.inference.predictions import Prediction, Question
+
+_KEYS = ("instances", "coverage", "quantiles", "thresholds", "samples", "seed", "strict")
+_LARGEST_SEED = 2**63 - 1
+_SEARCHED_BYTES = 1_000_000
+"""Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a request may be."""
+
+    rows: int
+    answer_values: int
+
+
+@dataclass(frozen=True)
+class RowsRequest:
+    """A request that was understood: what to answer, and what its answer warns of."""
+
+    question: Question
+    warnings: dict[int, list[str]]
+
+
+def read_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> RowsRequest:
+    """The request that a V1 body holds. Raises InvalidRequestError with all its problems, or TooLargeError."""
+    request = _document(body, features)
+    if not isinstance(request, dict):
+        raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
+    problems = [
+        Problem(f"{key!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
+        for key in request
+        if key not in _KEYS
+    ]
+    instances = request.get("instances")
+    if not isinstance(instances, list):
+        what = f"is {json_type(instances)}" if "instances" in request else "is missing"
+        raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
+    options = _Options(request, problems)
+    coverage = options.probabilities("coverage") if "coverage" in request else (default_coverage,)
+    quantiles = options.probabilities("quantiles")
+    thresholds = options.numbers("thresholds")
+    samples = options.whole_number("samples", largest=limits.answer_values) or 0
+    seed = options.whole_number("seed", largest=_LARGEST_SEED)
+    if seed is not None and not samples:
+        problems.append(Problem("'seed' does nothing without 'samples'"))
+    strict = options.flag("strict")
+    _check_size(len(instances), targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
+    x, unknown, row_problems = read_instances(instances, features)
+    problems += row_problems
+    if strict:
+        problems += unknown_category_problems(unknown, features)
+    if problems:
+        raise refuse(problems)
+    question = Question(x, coverage=coverage, quantiles=quantiles, thresholds=thresholds, samples=samples, seed=seed)
+    return RowsRequest(question, warnings_about(x, unknown, features))
+
+
+def answer(
+    prediction: Prediction,
+    warnings: dict[int, list[str]],
+    *,
+    coverage: Sequence[float],
+    targets: Sequence[str],
+    model: dict[str, str],
+) -> bytes:
+    """The JSON answer; a single target stands flat in each prediction, several stand by name."""
+    by_target = [_target_answers(prediction, target, coverage) for target in range(len(targets))]
+    predictions: Iterable[dict[str, Any]]
+    if len(targets) == 1:
+        predictions = by_target[0]
+    else:
+        predictions = [dict(zip(targets, row, strict=True)) for row in zip(*by_target, strict=True)]
+    rows = list(predictions)
+    for row, sentences in warnings.items():
+        rows[row]["warnings"] = sentences
+    return orjson.dumps({"model": model, "predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _target_answers(prediction: Prediction, target: int, coverage: Sequence[float]) -> list[dict[str, Any]]:
+    """One answer a row. Numbers stay NumPy scalars, so that a float32 is written with the digits it has."""
+    columns = zip(
+        prediction.mean[:, target],
+        prediction.std[:, target],
+        prediction.epistemic_std[:, target],
+        strict=True,
+    )
+    rows: list[dict[str, Any]] = [{"mean": mean, "std": std, "epistemic_std": epistemic} for mean, std, epistemic in columns]
+    bounds = zip(rows, prediction.lower[:, target], prediction.upper[:, target], strict=True)
+    for row, lower, upper in bounds:
+        row["intervals"] = [
+            {"coverage": c, "lower": low, "upper": high} for c, low, high in zip(coverage, lower, upper, strict=True)
+        ]
+    for name in ("quantiles", "cdf", "samples"):
+        values = getattr(prediction, name)
+        if values is not None:
+            for row, numbers in zip(rows, values[:, target], strict=True):
+                row[name] = np.ascontiguousarray(numbers)  # orjson writes no strided array
+    return rows
+
+
+def _check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
+    if rows > limits.rows:
+        raise TooLargeError(
+            f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
+        )
+    if rows * values_per_row > limits.answer_values:
+        raise TooLargeError(
+            f"the answer would hold {rows * values_per_row} numbers; at most {limits.answer_values} are allowed "
+            "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
+        )
+
+
+def _document(body: bytes, features: Features) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        problems = _numbers_that_json_has_not(body, features) if len(body) <= _SEARCHED_BYTES else []
+        if problems:
+            raise refuse(problems) from error
+        raise InvalidRequestError(f"the body is not valid JSON: {error}" if body else "the body is empty; send JSON") from error
+
+
+def _numbers_that_json_has_not(body: bytes, features: Features) -> list[Problem]:
+    """NaN, Infinity and numbers beyond float64, where in the rows they stand; empty where the JSON is wrong otherwise."""
+    try:
+        # Python's reader takes them; a whole number as float, since int() of a long text takes quadratic time
+        request = json.loads(body, parse_int=float)
+        instances = request["instances"]
+        rows = [(row, instance) for row, instance in enumerate(instances) if isinstance(instance, dict | list)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [
+        Problem(f"{value} is not a finite number; leave a missing value out or send null", row=row, feature=name)
+        for row, instance in rows
+        for name, value in (instance.items() if isinstance(instance, dict) else zip(features.names, instance, strict=False))
+        if isinstance(value, float) and not math.isfinite(value) and name in features.positions
+    ]
+
+
+class _Options:
+    """Reads the optional parts of a request and notes what is wrong with them."""
+
+    def __init__(self, request: dict[str, Any], problems: list[Problem]):
+        self._request = request
+        self._problems = problems
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A number or a list of numbers, as a tuple; empty where absent."""
+        given = self._request.get(key, [])
+        values = given if isinstance(given, list) else [given]
+        wrong = [value for value in values if type(value) not in (int, float)]
+        if wrong:
+            self._problems.append(Problem(f"{key!r} holds {json_type(wrong[0])}; give a number or an array of numbers"))
+            return ()
+        return tuple(map(float, values))
+
+    def probabilities(self, key: str) -> tuple[float, ...]:
+        """As `numbers`, each between 0 and 1."""
+        values = self.numbers(key)
+        for value in values:
+            if not 0 < value < 1:
+                percent = f" ({value:g} % is {value / 100:g})" if 1 < value < 100 else ""
+                self._problems.append(Problem(f"{key!r} {value:g} is not between 0 and 1, both excluded{percent}"))
+        return values
+
+    def whole_number(self, key: str, *, largest: int) -> int | None:
+        """A whole number from 0 to `largest`; None where absent."""
+        value = self._request.get(key)
+        if value is None:
+            return None
+        if type(value) is not int or not 0 <= value <= largest:
+            shown = value if type(value) in (int, float) else json_type(value)
+            self._problems.append(Problem(f"{key!r} is {shown}; give a whole number from 0 to {largest}"))
+            return None
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where absent."""
+        value = self._request.get(key, False)
+        if type(value) is not bool:
+            self._problems.append(Problem(f"{key!r} is {json_type(value)}; give true or false"))
+        return value is True

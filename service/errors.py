@@ -1,0 +1,100 @@
+"""What can go wrong with a request: one small hierarchy, each kind with its HTTP status.
+
+A route raises one of these; `{"error": sentence, "details": [...]}` is what the client reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+LISTED_PROBLEMS = 20
+"""Most details of one error."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a request: what, and where (row counted from 0)."""
+
+    problem: str
+    row: int | None = None
+    feature: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form it takes in an answer."""
+        place = {"row": self.row, "feature": self.feature}
+        return {key: value for key, value in place.items() if value is not None} | {"problem": self.problem}
+
+    def __str__(self) -> str:
+        place = [f"row {self.row}"] if self.row is not None else []
+        place += [f"feature {self.feature!r}"] if self.feature is not None else []
+        return f"{', '.join(place)}: {self.problem}" if place else self.problem
+
+
+class ServiceError(Exception):
+    """A request that is not answered with a prediction."""
+
+    status: ClassVar[int] = 500
+    retry_after: ClassVar[int | None] = None
+    """Seconds, where trying again helps."""
+
+    def __init__(self, sentence: str, *, problems: Sequence[Problem] = ()):
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.problems = tuple(problems)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that the client reads."""
+        return error_body(self.sentence, problems=self.problems)
+
+
+class InvalidRequestError(ServiceError):
+    """The request cannot be understood, or the model cannot answer it."""
+
+    status = 400
+
+
+class NotFoundError(ServiceError):
+    """There is no such route, model, version or label."""
+
+    status = 404
+
+
+class MethodNotAllowedError(ServiceError):
+    """The route exists, but not for this HTTP method."""
+
+    status = 405
+
+
+class TooLargeError(ServiceError):
+    """The request is larger than a limit; the sentence names the limit and its setting."""
+
+    status = 413
+
+
+class UnavailableError(ServiceError):
+    """Not now: overloaded, or the model is not ready."""
+
+    status = 503
+    retry_after = 1
+
+
+class DeadlineError(ServiceError):
+    """The request waited for longer than it may."""
+
+    status = 504
+
+
+def error_body(sentence: str, *, problems: Sequence[Problem] = ()) -> dict[str, Any]:
+    """`{"error", "details"}`, with details only where there are some."""
+    body: dict[str, Any] = {"error": sentence}
+    if problems:
+        body["details"] = [problem.as_json() for problem in problems[:LISTED_PROBLEMS]]
+    return body
+
+
+def refuse(problems: Sequence[Problem]) -> InvalidRequestError:
+    """The error about `problems`; whoever looks for them may stop after one more than are listed."""
+    if len(problems) == 1:
+        return InvalidRequestError(str(problems[0]), problems=problems)
+    many = f"{len(problems)}" if len(problems) <= LISTED_PROBLEMS else f"more than {LISTED_PROBLEMS}"
+    return InvalidRequestError(f"the request has {many} problems; the first: {problems[0]}", problems=problems)

@@ -1,0 +1,1 @@
+"""Arrays in, predictions out: ONNX Runtime sessions, shared runs, calibrated distributions."""

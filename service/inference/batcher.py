@@ -1,0 +1,168 @@
+"""Shares runs of a model among requests.
+
+All requests that become ready in the same turn of the event loop share one run; there is no timer, so nothing waits when
+the service is idle. Small runs happen on the event loop itself, larger ones in a thread, one at a time; whatever queues up
+meanwhile shares the next one. Requests are checked in full before they come here, so a shared run can only fail as a
+whole; should it fail, its requests are run one by one.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifact import Arrays
+from service.errors import DeadlineError, UnavailableError
+
+Values = NDArray[np.float64]
+Run = Callable[[Values, Values, Sequence[str]], Arrays]
+"""`run(x [n, features], coverage [k], outputs)` -> output name -> array with n rows."""
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """Sizes in rows: of a run on the event loop, of any run, of the queue; and the longest wait in seconds."""
+
+    inline_rows: int
+    run_rows: int
+    queued_rows: int
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    x: Values
+    coverage: tuple[float, ...]
+    outputs: tuple[str, ...]
+    deadline: float
+    future: asyncio.Future[Arrays]
+
+    def joins(self, other: "_Call") -> bool:
+        """Whether both can be rows of one run."""
+        return self.coverage == other.coverage and self.outputs == other.outputs
+
+
+class Batcher:
+    """The runs of one model on one event loop."""
+
+    def __init__(self, run: Run, *, limits: RunLimits):
+        self._run = run
+        self._limits = limits
+        self._ready: list[_Call] = []  # came in this turn of the event loop
+        self._queue: list[_Call] = []  # waits for the thread
+        self._worker: asyncio.Task[None] | None = None
+        self.queued_rows = 0
+        """Rows that have neither been answered nor given up."""
+
+    async def outputs(self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...]) -> Arrays:
+        """The model's `outputs` on x [n, features].
+
+        Raises UnavailableError when too many rows wait, DeadlineError after too long.
+        """
+        rows = len(x)
+        if self.queued_rows + rows > self._limits.queued_rows:
+            raise UnavailableError(
+                f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
+                "(setting max_queued_rows); try again later"
+            )
+        loop = asyncio.get_running_loop()
+        if not self._ready:
+            loop.call_soon(self._flush)
+        deadline = loop.time() + self._limits.deadline_seconds
+        call = _Call(x, coverage, outputs, deadline, loop.create_future())
+        self._ready.append(call)
+        self.queued_rows += rows
+        try:
+            return await call.future
+        finally:
+            self.queued_rows -= rows
+
+    def _flush(self) -> None:
+        """Run what is small now; queue what is large."""
+        ready, self._ready = self._ready, []
+        small = [call for call in ready if len(call.x) <= self._limits.inline_rows]
+        self._queue += [call for call in ready if len(call.x) > self._limits.inline_rows]
+        while small:
+            calls, small = _shared(small, rows=self._limits.inline_rows)
+            calls = _still_wanted(calls)
+            if calls:
+                self._answer(calls, self._attempt(calls))
+        if self._queue and self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        """Run the queue in a thread until it is empty."""
+        try:
+            while self._queue:
+                calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
+                calls = _still_wanted(calls)
+                if calls:
+                    self._answer(calls, await asyncio.to_thread(self._attempt, calls))
+        finally:
+            self._worker = None
+
+    def _attempt(self, calls: list[_Call]) -> list[Arrays | Exception]:
+        """The outputs of each call, or why there are none."""
+        try:
+            return self._outputs(calls)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the callers
+            if len(calls) == 1:
+                return [error]
+            return [result for call in calls for result in self._attempt([call])]
+
+    def _outputs(self, calls: list[_Call]) -> list[Arrays | Exception]:
+        first = calls[0]
+        coverage = np.array(first.coverage, dtype=np.float64)
+        x = first.x if len(calls) == 1 else np.concatenate([call.x for call in calls])
+        step = self._limits.run_rows
+        if len(x) <= step:
+            arrays = self._run(x, coverage, first.outputs)
+        else:
+            parts = [self._run(x[start : start + step], coverage, first.outputs) for start in range(0, len(x), step)]
+            arrays = {name: np.concatenate([part[name] for part in parts]) for name in first.outputs}
+        if len(calls) == 1:
+            return [arrays]
+        ends = np.cumsum([len(call.x) for call in calls]).tolist()
+        return [
+            {name: array[start:end] for name, array in arrays.items()} for start, end in zip([0, *ends], ends, strict=False)
+        ]
+
+    @staticmethod
+    def _answer(calls: Iterable[_Call], results: Iterable[Arrays | Exception]) -> None:
+        for call, result in zip(calls, results, strict=True):
+            if call.future.done():  # its caller has gone meanwhile
+                continue
+            if isinstance(result, Exception):
+                call.future.set_exception(result)
+            else:
+                call.future.set_result(result)
+
+
+def _shared(calls: list[_Call], *, rows: int) -> tuple[list[_Call], list[_Call]]:
+    """The first call with those that can share its run, up to `rows` rows in all; and the others, in order."""
+    first = calls[0]
+    if len(calls) == 1:
+        return calls, []
+    chosen, others, total = [first], [], len(first.x)
+    for call in calls[1:]:
+        if total + len(call.x) <= rows and call.joins(first):
+            chosen.append(call)
+            total += len(call.x)
+        else:
+            others.append(call)
+    return chosen, others
+
+
+def _still_wanted(calls: list[_Call]) -> list[_Call]:
+    """The calls whose caller waits; those past their deadline are refused here."""
+    wanted = []
+    for call in calls:
+        if call.future.done():
+            continue
+        if call.future.get_loop().time() > call.deadline:
+            call.future.set_exception(DeadlineError("the request waited too long for its run (setting deadline_seconds)"))
+        else:
+            wanted.append(call)
+    return wanted

@@ -1,0 +1,68 @@
+"""A version of a model that is ready to answer."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifact import OUTPUTS, Arrays, check_golden, digest_of, read_model
+from models.manifest import Manifest
+from service.codecs.features import Features, features_of
+from service.inference.batcher import Batcher, RunLimits
+from service.inference.predictions import CalibratedTargets, Prediction, Question, calibrated_targets, check_support, predict
+from service.inference.session import Device, Session
+
+_WARM_UP_ROWS = (1, 2, 64)
+"""ONNX Runtime plans its memory by input shape, so the first run of a size is slower than the next."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a model: verified, loaded, warmed up."""
+
+    name: str
+    version: int
+    manifest: Manifest
+    features: Features
+    targets: CalibratedTargets
+    batcher: Batcher
+    device: Device
+    sha256: str
+    loaded: str
+    """ISO 8601, UTC."""
+
+    async def answer(self, question: Question) -> Prediction:
+        """The prediction that `question` asks for. Raises the errors of service/errors.py."""
+        check_support(question, self.targets)
+        outputs = await self.batcher.outputs(question.x, coverage=question.coverage, outputs=question.outputs)
+        return predict(question, outputs, self.targets)
+
+
+def load_model(path: Path, *, name: str, version: int, device: Device, limits: RunLimits) -> ServedModel:
+    """The model of a file, once it has repeated its golden rows on `device`.
+
+    Raises ArtifactError or DeviceError with the reason where it cannot be served.
+    """
+    data, manifest = read_model(path)
+    session = Session(data, device)
+
+    def run_all(x: NDArray[np.float64], coverage: NDArray[np.float64]) -> Arrays:
+        return session.run({"x": x, "coverage": coverage}, OUTPUTS)
+
+    check_golden(manifest, run_all, where=str(path))
+    coverage = np.array([manifest.default_coverage])
+    for rows in _WARM_UP_ROWS:
+        run_all(np.zeros((rows, len(manifest.columns))), coverage)
+    return ServedModel(
+        name=name,
+        version=version,
+        manifest=manifest,
+        features=features_of(manifest.columns),
+        targets=calibrated_targets(manifest),
+        batcher=Batcher(lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs), limits=limits),
+        device=device,
+        sha256=digest_of(data),
+        loaded=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,227 @@
+"""What is asked of a model and what it answers: the graph's outputs, and quantiles, probabilities and samples from its
+calibration residuals. Intervals are the graph's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifact import Arrays
+from models.conformal import (
+    IntervalKind,
+    conformal_rank,
+    cumulative_probability,
+    equal_tailed_ranks,
+    largest_coverage,
+    quantile_factors,
+    sample_factors,
+    supported_probabilities,
+)
+from models.manifest import Manifest
+from models.transforms import TRANSFORMS, TargetTransform
+from service.errors import LISTED_PROBLEMS, Problem, refuse
+
+Values = NDArray[np.float64]
+
+_MOMENTS = ("mean", "std", "epistemic_std")
+_INTERVALS = ("lower", "upper")
+_DISTRIBUTION = ("location", "scale")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asks about the rows x [n, features]."""
+
+    x: Values
+    coverage: tuple[float, ...]
+    quantiles: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    samples: int = 0
+    seed: int | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The graph's outputs that the answer needs."""
+        distribution = _DISTRIBUTION if self.quantiles or self.thresholds or self.samples else ()
+        return _MOMENTS + _INTERVALS + distribution
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer, all finite: moments [n, targets], the others [n, targets, how many were asked] or None where not asked."""
+
+    mean: NDArray[np.floating]
+    std: NDArray[np.floating]
+    epistemic_std: NDArray[np.floating]
+    lower: NDArray[np.floating]
+    upper: NDArray[np.floating]
+    quantiles: NDArray[np.floating] | None = None
+    cdf: NDArray[np.floating] | None = None
+    samples: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True)
+class CalibratedTargets:
+    """A model's calibration residuals with what turns them into answers; made once per model by `calibrated_targets`."""
+
+    names: tuple[str, ...]
+    transforms: tuple[TargetTransform, ...]
+    interval: IntervalKind
+    residuals: tuple[Values, ...]
+    """By group, each [targets, rows]; the first is of all rows."""
+    group_column: str | None
+    group_feature: int | None
+    group_codes: tuple[float, ...]
+    group_values: tuple[str, ...]
+
+
+def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
+    """The part of `manifest` that answers are made of."""
+    calibration = manifest.calibration
+    column = calibration.group_column
+    return CalibratedTargets(
+        names=tuple(manifest.target_names),
+        transforms=tuple(TRANSFORMS[target.transform] for target in manifest.targets),
+        interval=calibration.interval,
+        residuals=tuple(manifest.residuals(group) for group in range(len(calibration.groups))),
+        group_column=column,
+        group_feature=None if column is None else manifest.feature_names.index(column),
+        group_codes=tuple(float(group.code) for group in calibration.groups[1:] if group.code is not None),
+        group_values=tuple(str(group.value) for group in calibration.groups[1:]),
+    )
+
+
+def check_support(question: Question, targets: CalibratedTargets) -> None:
+    """Raise InvalidRequestError where some row's calibration rows are too few for a coverage or a probability asked for."""
+    wanted = [(c, "coverage") for c in question.coverage] + [(p, "quantile") for p in question.quantiles]
+    unsupported = {
+        group: sentences
+        for group, residuals in enumerate(targets.residuals)
+        if (sentences := [_lack(value, what, residuals.shape[1], targets.interval) for value, what in wanted])
+        and any(sentences)
+    }
+    if not unsupported:
+        return
+    if targets.group_feature is None:
+        raise refuse([Problem(sentence) for sentence in unsupported[0] if sentence])
+    groups = _groups(question.x, targets)
+    problems = [
+        Problem(f"{_group_name(group, targets)}: {sentence}", row=row, feature=targets.group_column)
+        for row in np.flatnonzero(np.isin(groups, list(unsupported)))[: LISTED_PROBLEMS + 1].tolist()
+        for group in (int(groups[row]),)
+        for sentence in unsupported[group]
+        if sentence
+    ]
+    if problems:
+        raise refuse(problems)
+
+
+def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> Prediction:
+    """The answer to `question` from the graph's `outputs` on its rows.
+
+    Raises InvalidRequestError where a number of the answer is not finite: the row lies so far out that the model's own
+    arithmetic overflows.
+    """
+    moments = {name: outputs[name] for name in _MOMENTS + _INTERVALS}
+    if not (question.quantiles or question.thresholds or question.samples):
+        return _finite(Prediction(**moments), targets)
+    location, scale = (outputs[name].astype(np.float64) for name in _DISTRIBUTION)
+    groups = _groups(question.x, targets)
+    kind = outputs["location"].dtype
+    extra = {}
+    if question.quantiles:
+        factors = np.stack([quantile_factors(residuals, question.quantiles) for residuals in targets.residuals])
+        extra["quantiles"] = _raw(location, scale, factors[groups], targets).astype(kind)
+    if question.thresholds:
+        standardised = _standardised(np.array(question.thresholds), location, scale, targets)
+        inside = _by_group(standardised, groups, targets, cumulative_probability)
+        extra["cdf"] = np.where(np.isinf(standardised), standardised > 0, inside)  # certain beyond the target's domain
+    if question.samples:
+        rng = np.random.default_rng(question.seed)
+        empty = np.empty((*location.shape, question.samples))
+        drawn = _by_group(
+            empty,
+            groups,
+            targets,
+            lambda residuals, rows: sample_factors(residuals, rng, rows=len(rows), samples=question.samples),
+        )
+        extra["samples"] = _raw(location, scale, drawn, targets).astype(kind)
+    return _finite(Prediction(**moments, **extra), targets)
+
+
+@lru_cache(maxsize=4096)
+def _lack(value: float, what: str, rows: int, interval: IntervalKind) -> str | None:
+    """What `rows` calibration rows lack for a coverage or quantile, or None where they are enough."""
+    if what == "coverage":
+        enough = (
+            conformal_rank(value, rows=rows) <= rows
+            if interval == "symmetric"
+            else equal_tailed_ranks(value, rows=rows)[0] >= 1
+        )
+        largest = largest_coverage(rows, interval=interval)
+        ask = f"the largest supported coverage is {largest}" if largest else "no coverage is supported"
+        return None if enough else f"coverage {value} needs more calibration rows than the {rows} there are: {ask}"
+    if 1 <= Fraction(str(value)) * (rows + 1) <= rows:
+        return None
+    smallest, largest = supported_probabilities(rows)
+    return f"quantile {value} needs more calibration rows than the {rows} there are: supported are {smallest} to {largest}"
+
+
+def _group_name(group: int, targets: CalibratedTargets) -> str:
+    return f"group {targets.group_values[group - 1]!r}" if group else "no group of its own"
+
+
+def _groups(x: Values, targets: CalibratedTargets) -> NDArray[np.int64]:
+    """[n]: the calibration group of each row."""
+    groups = np.zeros(len(x), dtype=np.int64)
+    if targets.group_feature is not None:
+        for group, code in enumerate(targets.group_codes, start=1):
+            groups[x[:, targets.group_feature] == code] = group
+    return groups
+
+
+def _by_group(
+    values: Values, groups: NDArray[np.int64], targets: CalibratedTargets, function: Callable[[Values, Values], Values]
+) -> Values:
+    """`function(residuals, values)` on the rows of each group with that group's residuals."""
+    result = np.empty_like(values)
+    for group in np.unique(groups):
+        rows = groups == group
+        result[rows] = function(targets.residuals[group], values[rows])
+    return result
+
+
+def _raw(location: Values, scale: Values, factors: Values, targets: CalibratedTargets) -> Values:
+    """Location + scale * factors [n, targets, anything] in the targets' own units."""
+    transformed = location[:, :, None] + scale[:, :, None] * factors
+    return np.stack([t.inverse(transformed[:, i]) for i, t in enumerate(targets.transforms)], axis=1)
+
+
+def _standardised(thresholds: Values, location: Values, scale: Values, targets: CalibratedTargets) -> Values:
+    """[n, targets, thresholds]: (forward(t) - location) / scale; infinite for a threshold beyond the target's domain."""
+    forward = np.empty((len(targets.transforms), len(thresholds)))
+    for row, transform in zip(forward, targets.transforms, strict=True):
+        inside = (thresholds > transform.minimum) & (thresholds < transform.maximum)
+        row[:] = np.where(thresholds <= transform.minimum, -np.inf, np.inf)
+        row[inside] = transform.forward(thresholds[inside])
+    return (forward - location[:, :, None]) / scale[:, :, None]
+
+
+def _finite(prediction: Prediction, targets: CalibratedTargets) -> Prediction:
+    arrays = [array for array in vars(prediction).values() if array is not None]
+    if all(np.isfinite(array).all() for array in arrays):
+        return prediction
+    wrong = np.any([~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=2) for array in arrays], axis=0)
+    raise refuse(
+        [
+            Problem(
+                f"the prediction of {targets.names[target]} is not a finite number: the row is too far from the training rows",
+                row=row,
+            )
+            for row, target in np.argwhere(wrong)[: LISTED_PROBLEMS + 1].tolist()
+        ]
+    )

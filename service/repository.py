@@ -1,0 +1,274 @@
+"""The model repository: reads `<repository>/<name>/<version>/model.onnx` and `labels.json`, watches them, swaps models.
+
+A version is read, verified (SHA-256, golden rows), loaded and warmed up before anybody sees it; requests in flight keep
+the model they have. A file that cannot be served leaves what there is in place, and its reason is told.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watchfiles import awatch
+
+from models.artifact import MODEL_NAME, ArtifactError
+from service.errors import NotFoundError, UnavailableError
+from service.inference.model import ServedModel
+from service.inference.session import DeviceError
+
+logger = logging.getLogger("service")
+
+MODEL_FILE = "model.onnx"
+LABELS_FILE = "labels.json"
+
+Load = Callable[[Path, str, int], ServedModel]
+"""`load(path, name, version)`; raises ArtifactError or DeviceError with the reason."""
+
+Signature = tuple[int, int, int]
+"""Inode, size and time of change of a file: another one means another file."""
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_MISSING_FOLDER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder as a scan found it."""
+
+    versions: dict[int, Signature]
+    labels: dict[str, int]
+    labels_problem: str | None = None
+
+
+@dataclass
+class Entry:
+    """A model by name: what of it is served, and what is not and why."""
+
+    served: dict[int, ServedModel] = field(default_factory=dict)
+    signatures: dict[int, Signature] = field(default_factory=dict)
+    """Of every file that was tried."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Why the newest file of a version is not served; an older file of that version may still be."""
+    unloaded: frozenset[int] = frozenset()
+    """Present, but older than those kept loaded."""
+    labels: dict[str, int] = field(default_factory=dict)
+    labels_problem: str | None = None
+
+    @property
+    def default(self) -> ServedModel | None:
+        """The highest version that can be served."""
+        return self.served[max(self.served)] if self.served else None
+
+
+class Repository:
+    """The models that are served, kept in step with a folder."""
+
+    def __init__(self, path: Path, load: Load, *, loaded_versions: int, rescan_seconds: float):
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.generation = 0
+        """Counts the scans that changed something."""
+        self._load = load
+        self._loaded_versions = loaded_versions
+        self._rescan_seconds = rescan_seconds
+        self._scanning = asyncio.Lock()
+        self._refused_names: set[str] = set()
+        self._waiting_for: str | None = None
+
+    def waiting_for(self) -> str | None:
+        """What keeps the service from being ready, or None where every model can answer."""
+        if not self.entries:
+            what = "has no model yet" if self.path.is_dir() else "does not exist yet"
+            return f"the model repository {self.path} {what}; waiting for <name>/<version>/{MODEL_FILE}"
+        reasons = [_not_ready(name, entry) for name, entry in sorted(self.entries.items()) if entry.default is None]
+        return "; ".join(reasons) or None
+
+    def model(self, name: str, *, version: str | None = None, label: str | None = None) -> ServedModel:
+        """The model to answer with. Raises NotFoundError or UnavailableError."""
+        entry = self.entry(name)
+        if version is None and label is None:
+            if entry.default is None:
+                raise UnavailableError(_not_ready(name, entry))
+            return entry.default
+        if label is not None:
+            if label not in entry.labels:
+                raise NotFoundError(f"model {name!r} has no label {label!r}; it has {_listed(sorted(entry.labels), 'none')}")
+            number = entry.labels[label]
+        elif version is not None and _VERSION.fullmatch(version):
+            number = int(version)
+        else:
+            raise NotFoundError(f"{version!r} is no version; versions are whole numbers from 1")
+        return self._version(name, entry, number)
+
+    def entry(self, name: str) -> Entry:
+        """What is known of a model. Raises NotFoundError."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise NotFoundError(
+                f"there is no model {name!r}; there is {_listed(sorted(self.entries), 'no model yet')}"
+            ) from None
+
+    def _version(self, name: str, entry: Entry, number: int) -> ServedModel:
+        if number in entry.served:
+            return entry.served[number]
+        if number in entry.failures:
+            raise UnavailableError(f"version {number} of model {name!r} cannot be served: {entry.failures[number]}")
+        if number in entry.unloaded:
+            raise NotFoundError(
+                f"version {number} of model {name!r} is not loaded: only the newest {self._loaded_versions} versions are "
+                "(setting loaded_versions), and those that a label names"
+            )
+        versions = [str(version) for version in sorted(entry.served)]
+        raise NotFoundError(f"model {name!r} has no version {number}; it has {_listed(versions, 'none that is ready')}")
+
+    async def rescan(self) -> None:
+        """Bring the served models in step with the folder; one scan at a time."""
+        async with self._scanning:
+            try:
+                found = await asyncio.to_thread(self._scan)
+            except OSError as error:  # an outage of the file system takes no model away
+                logger.error("the model repository cannot be read (%s); what is loaded goes on serving", error)  # noqa: TRY400
+                return
+            changed = False
+            for name in self.entries.keys() - found.keys():
+                del self.entries[name]
+                changed = True
+                logger.info("model %s was removed", name)
+            for name, folder in found.items():
+                changed |= await self._update(name, folder)
+            self.generation += changed
+            self._tell_what_is_waited_for()
+
+    async def watch(self) -> None:
+        """Rescan whenever the folder changes, and now and then in case the file system does not tell; runs until cancelled."""
+        while True:
+            if not self.path.is_dir():
+                await asyncio.sleep(_MISSING_FOLDER_SECONDS)
+                await self.rescan()
+                continue
+            watched = self.path.stat().st_ino
+            async with contextlib.aclosing(self._changes()) as changes:
+                async for _ in changes:
+                    await self.rescan()
+                    if not self.path.is_dir() or self.path.stat().st_ino != watched:
+                        break  # another folder stands here now: watch that one
+
+    async def _changes(self) -> AsyncGenerator[None, None]:
+        milliseconds = int(self._rescan_seconds * 1e3)
+        try:
+            yield  # something may have come between the last scan and the first watch
+            async for _ in awatch(
+                self.path, debounce=400, step=50, rust_timeout=milliseconds, yield_on_timeout=True, watch_filter=None
+            ):
+                yield
+        except OSError as error:
+            logger.warning("cannot watch %s (%s): reading it every %g s", self.path, error, self._rescan_seconds)
+            await asyncio.sleep(self._rescan_seconds)
+
+    def _scan(self) -> dict[str, Found]:
+        found = {}
+        for folder in _folders(self.path):
+            if MODEL_NAME.fullmatch(folder.name):
+                versions = _versions(folder)
+                if versions:
+                    found[folder.name] = Found(versions, *_labels(folder / LABELS_FILE))
+            elif not folder.name.startswith(".") and folder.name not in self._refused_names:
+                self._refused_names.add(folder.name)
+                logger.warning("%s is left out: a model's name is letters, digits, '.', '_' and '-'", folder)
+        return found
+
+    async def _update(self, name: str, found: Found) -> bool:
+        """Bring one model in step with its folder; whether something changed."""
+        entry = self.entries.get(name) or Entry()
+        before = (dict(entry.served), dict(entry.failures), entry.unloaded, dict(entry.labels), entry.labels_problem)
+        if found.labels_problem not in (None, entry.labels_problem):
+            logger.error("labels of %s stay as they were: %s", name, found.labels_problem)
+        entry.labels_problem = found.labels_problem
+        labels = entry.labels if found.labels_problem else found.labels
+        newest_first = sorted(found.versions, reverse=True)
+        kept = {*newest_first[: self._loaded_versions], *(labels.values() & found.versions.keys())}
+        for version in sorted(kept, reverse=True):
+            if entry.signatures.get(version) != found.versions[version]:
+                entry.signatures[version] = found.versions[version]
+                await self._take_in(name, version, entry)
+        # Only now: there is no moment in which a request finds neither the old nor the new.
+        entry.labels = labels
+        entry.unloaded = frozenset(found.versions.keys() - kept)
+        self.entries[name] = entry
+        for version in entry.signatures.keys() - kept:
+            del entry.signatures[version]
+            entry.failures.pop(version, None)
+            if entry.served.pop(version, None):
+                logger.info("model %s version %d is no longer served", name, version)
+        return before != (entry.served, entry.failures, entry.unloaded, entry.labels, entry.labels_problem)
+
+    async def _take_in(self, name: str, version: int, entry: Entry) -> None:
+        path = self.path / name / str(version) / MODEL_FILE
+        try:
+            model = await asyncio.to_thread(self._load, path, name, version)
+        except (ArtifactError, DeviceError) as error:
+            entry.failures[version] = str(error)
+        except Exception as error:
+            entry.failures[version] = f"{path}: cannot be loaded ({type(error).__name__}: {error})"
+            logger.exception("model %s version %d: an unforeseen problem", name, version)
+        else:
+            entry.failures.pop(version, None)
+            entry.served[version] = model
+            logger.info("model %s version %d is ready on %s (sha256 %s)", name, version, model.device.name, model.sha256[:12])
+            return
+        serving = f"version {entry.default.version} goes on serving" if entry.default else "nothing serves this model"
+        logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
+
+    def _tell_what_is_waited_for(self) -> None:
+        waiting_for = self.waiting_for()
+        if waiting_for is not None and waiting_for != self._waiting_for:
+            logger.warning("not ready: %s", waiting_for)
+        self._waiting_for = waiting_for
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _versions(folder: Path) -> dict[int, Signature]:
+    versions = {}
+    for entry in _folders(folder):
+        if _VERSION.fullmatch(entry.name):
+            with contextlib.suppress(FileNotFoundError):  # no model file, or gone since the folder was listed
+                status = (entry / MODEL_FILE).stat()
+                versions[int(entry.name)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return versions
+
+
+def _labels(path: Path) -> tuple[dict[str, int], str | None]:
+    """The labels of a model, and what is wrong with the file."""
+    try:
+        labels = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError) as error:
+        return {}, f"{path} cannot be read ({error})"
+    expected = 'an object of labels and versions, such as {"stable": 3}'
+    if not isinstance(labels, dict):
+        return {}, f"{path} is not {expected}"
+    for label, version in labels.items():
+        if not MODEL_NAME.fullmatch(label) or type(version) is not int or version < 1:
+            return {}, f"{path} holds {label!r}: {version!r}; it must be {expected}"
+    return labels, None
+
+
+def _not_ready(name: str, entry: Entry) -> str:
+    version = max(entry.failures)
+    return f"model {name!r} has no version that can be served; version {version}: {entry.failures[version]}"
+
+
+def _listed(names: list[str], none: str) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else none

@@ -1,0 +1,1 @@
+"""The HTTP routes: they translate, and know nothing of arrays."""

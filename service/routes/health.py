@@ -1,0 +1,55 @@
+"""Health of the server and its models, in the form of the Open Inference Protocol."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+import service
+from service.errors import UnavailableError
+from service.routes.answers import json_answer
+from service.state import state_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/v2", summary="Server metadata")
+@router.get("/v2/", include_in_schema=False)
+async def server_metadata() -> Response:
+    """Name, version and protocol extensions of the server."""
+    return json_answer({"name": "errorbar", "version": service.__version__, "extensions": []})
+
+
+@router.get("/v2/health/live", summary="Is the server live?")
+async def live() -> Response:
+    """200 as long as the server answers at all."""
+    return json_answer({"live": True})
+
+
+@router.get("/v2/health/ready", summary="Is the server ready?")
+async def ready(request: Request) -> Response:
+    """200 when every model can answer and the server is not shutting down; otherwise 503 and what is waited for."""
+    reason = state_of(request).not_ready()
+    if reason is None:
+        return json_answer({"ready": True, "live": True})
+    body = {"ready": False, "live": True, "error": f"not ready: {reason}"}
+    return json_answer(body, status=UnavailableError.status, headers={"Retry-After": str(UnavailableError.retry_after)})
+
+
+@router.get("/v2/models/{name}/ready", summary="Is a model ready?")
+async def model_ready(request: Request) -> Response:
+    """200 when the model can answer, 503 when it cannot, 404 when there is none."""
+    return _model_ready(request)
+
+
+@router.get("/v2/models/{name}/versions/{version}/ready", summary="Is a version of a model ready?")
+async def version_ready(request: Request) -> Response:
+    """200 when this version can answer, 503 when it cannot, 404 when there is none."""
+    return _model_ready(request)
+
+
+def _model_ready(request: Request) -> Response:
+    name = request.path_params["name"]
+    try:
+        state_of(request).repository.model(**request.path_params)
+    except UnavailableError as error:
+        return json_answer({"name": name, "ready": False} | error.body(), status=error.status)
+    return json_answer({"name": name, "ready": True})

@@ -1,0 +1,65 @@
+"""The HTTP server process: uvicorn, with a drain phase before it closes its sockets."""
+
+import logging
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+from service.state import ServiceState
+
+logger = logging.getLogger("service")
+
+
+class DrainingServer(uvicorn.Server):
+    """At SIGTERM: readiness turns to 503, requests are served for the drain time, what is in flight is finished.
+
+    uvicorn alone closes its sockets at once, so that no load balancer could see the readiness change. Ctrl-C skips the drain
+    time. Either way the process ends with status 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServiceState):
+        super().__init__(config)
+        self._state = state
+        self._drained_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called in the signal handler."""
+        drain = self._state.settings.drain_seconds
+        if sig == signal.SIGTERM and drain > 0 and self.started:
+            if self._drained_at is None:
+                self._state.draining = True
+                self._drained_at = time.monotonic() + drain
+            return
+        self._state.draining = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # uvicorn would raise it again at the end, and the status would not be 0
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every 0.1 s."""
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; returns the exit status. Raises DeviceError where the device that must be used does not run."""
+    app = create_app(settings)
+    state: ServiceState = app.state.service
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # ours knows the request id and writes JSON
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)
+    server = DrainingServer(config, state)
+    server.run()
+    return 0 if server.started else 1

@@ -1,0 +1,95 @@
+"""Every setting of the service: from flags, then `ERRORBAR_*` environment variables, then the defaults here."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DevicePolicy = Literal["cpu", "cuda", "prefer-cuda"]
+
+ENVIRONMENT_PREFIX = "ERRORBAR_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Serve the models of a model repository over HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+    repository: Path = Path("model-repository")
+    """Folder of models, <name>/<version>/model.onnx; it may still be empty or missing at start."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 listens on every network interface."""
+    port: Port = 8000
+    """Port to listen on; 0 takes any free one, which the log names."""
+
+    device: DevicePolicy = "cpu"
+    """cpu; cuda (the service does not start unless CUDA really runs); prefer-cuda (falls back to the CPU and says so)."""
+    threads: Annotated[int, Field(ge=0)] = 1
+    """CPU threads that one model run may use; 0 takes every core this process may use. More than one pays for large
+    requests only."""
+    loaded_versions: Count = 10
+    """Versions of a model kept loaded: the newest this many; those that a label names are always kept."""
+    rescan_seconds: SomeSeconds = 10.0
+    """Changes of the repository are noticed at once where the file system tells of them; it is also read this often."""
+
+    max_body_bytes: Count = 16 * 1024 * 1024
+    """Largest request body, counted after decompression."""
+    max_rows: Count = 100_000
+    """Most rows of one request."""
+    max_answer_values: Count = 2_000_000
+    """Most numbers of one answer: rows x targets x (3 + 2 per coverage + quantiles + thresholds + samples)."""
+    max_queued_rows: Count = 200_000
+    """Rows that may wait for a model; a request beyond is refused at once with 503."""
+    inline_rows: Annotated[int, Field(ge=0)] = 256
+    """Up to this many rows are run on the event loop itself, which takes less time than handing them to a thread."""
+    run_rows: Count = 4096
+    """Most rows of one run of a model; larger requests are run in pieces, which bounds their memory."""
+    deadline_seconds: SomeSeconds = 30.0
+    """A request that waits longer than this for its run is refused with 504."""
+
+    drain_seconds: Seconds = 0.0
+    """After SIGTERM, readiness is 503 for this long while requests are still served, so that load balancers look away first."""
+    shutdown_seconds: Annotated[int, Field(ge=1)] = 20
+    """Requests in flight may take this long to finish once the service has stopped listening."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged."""
+    access_log: bool = True
+    """Log one line a request (never its payload)."""
+
+    @model_validator(mode="after")
+    def _sizes_fit_together(self) -> Self:
+        if self.max_queued_rows < self.max_rows:
+            raise ValueError(
+                f"max_queued_rows {self.max_queued_rows} is below max_rows {self.max_rows}: the largest requests can never run"
+            )
+        return self
+
+
+def unknown_variables() -> list[str]:
+    """A sentence about each `ERRORBAR_*` environment variable that no setting reads."""
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields]
+    sentences = []
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable.upper() not in known:
+            near = difflib.get_close_matches(variable.upper(), known, n=1)
+            sentences.append(f"{variable} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return sentences
