@@ -1,0 +1,21 @@
+# Sourced by the other scripts: makes .venv with errorbar and the given extras in it, and puts it on the PATH.
+#   ensure_environment training        or        ensure_environment training,dev
+# ERRORBAR_PYTHON names the Python to make it with (3.11 or newer); ERRORBAR_VENV another place for it.
+
+ensure_environment() {
+    local extras=$1 venv=${ERRORBAR_VENV:-.venv} python=${ERRORBAR_PYTHON:-python3} wanted stamp
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "errorbar needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set ERRORBAR_PYTHON." >&2
+        return 1
+    }
+    wanted=$(cat pyproject.toml constraints.txt | cksum)
+    stamp=$venv/.errorbar-$extras
+    if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+        echo "installing errorbar[$extras] into $venv" >&2
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+        echo "$wanted" >"$stamp"
+    fi
+    PATH=$(cd "$venv/bin" && pwd):$PATH
+    export PATH
+}

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Train on a table, publish the model, serve it, ask it once, and keep serving.
+#
+#   scripts/train-then-deploy.sh                                  scikit-learn's diabetes table
+#   scripts/train-then-deploy.sh TABLE --target COLUMN [--target COLUMN2] [options]
+#
+#   TABLE                 a CSV, CSV.gz or Parquet file
+#   --name NAME           name of the model (default: the file's name)
+#   --port PORT           port of the service (default: 8000); a service that runs there already takes the new version in
+#   --stop-after-check    end with status 0 after the first good answer
+#   any other option      goes to `python -m training fit` (see its --help)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+invoked_from=$OLDPWD
+. scripts/environment.sh
+
+usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' scripts/train-then-deploy.sh; }
+fail() { echo "train-then-deploy: $1" >&2; exit 2; }
+
+table='' name='' port=8000 stop_after_check='' options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --name | --port) [ $# -gt 1 ] || fail "$1 needs a value"
+            if [ "$1" = --name ]; then name=$2; else port=$2; fi; shift 2 ;;
+        --name=*) name=${1#*=}; shift ;;
+        --port=*) port=${1#*=}; shift ;;
+        --stop-after-check) stop_after_check=yes; shift ;;
+        *) if [ -z "$table" ] && [ ${#options[@]} -eq 0 ] && [ "${1#-}" = "$1" ]; then table=$1; else options+=("$1"); fi; shift ;;
+    esac
+done
+
+ensure_environment training
+
+work=$(mktemp -d)
+service_pid=''
+finish() {
+    trap '' INT TERM
+    [ -z "$service_pid" ] || { kill "$service_pid" 2>/dev/null && wait "$service_pid" 2>/dev/null; } || true
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+if [ -z "$table" ]; then
+    mkdir -p data
+    table=data/diabetes.csv
+    python -m training dataset diabetes >"$work/diabetes.csv"
+    mv "$work/diabetes.csv" "$table"
+    options+=(--target progression)
+else
+    case $table in /*) ;; *) table=$invoked_from/$table ;; esac
+fi
+if [ -z "$name" ]; then
+    name=$(basename "$table")
+    name=$(printf %s "${name%%.*}" | tr -c 'A-Za-z0-9._-' '-')
+fi
+
+python -m training fit "$table" "${options[@]}" --output "$work/$name.onnx"
+python -m training publish "$work/$name.onnx" model-repository --name "$name"
+version=$(ls model-repository/"$name" | grep -E '^[1-9][0-9]*$' | sort -n | tail -n 1)
+
+url=http://127.0.0.1:$port
+if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then  # nobody listens there yet
+    python -m service --repository model-repository --port "$port" &
+    service_pid=$!
+fi
+python examples/first_request.py "$url" "$name" "$version" ${service_pid:+"$service_pid"}
+echo
+echo "Ask it yourself: $url/docs    The report: model-repository/$name/$version/report.html"
+[ -n "$service_pid" ] && [ -z "$stop_after_check" ] || exit 0
+echo "Serving until Ctrl-C."
+wait "$service_pid"
