@@ -1,0 +1,155 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.manifest import Column
+from service.codecs.features import (
+    features_of,
+    read_instances,
+    unknown_category_problems,
+    warnings_about,
+)
+from tests.model_files import MIXED, NUMERIC
+
+NUMERIC_FEATURES = features_of(NUMERIC)
+MIXED_FEATURES = features_of(MIXED)
+
+numbers = st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+def array_of(instances, features=NUMERIC_FEATURES):
+    x, unknown, problems = read_instances(instances, features)
+    assert not problems
+    assert not unknown
+    return x
+
+
+def problems_of(instances, features=NUMERIC_FEATURES):
+    return [(p.row, p.feature, p.problem) for p in read_instances(instances, features)[2]]
+
+
+def one(kind, value, **facts):
+    """x of one row of one column."""
+    x, unknown, problems = read_instances([[value]], features_of([Column(name="c", kind=kind, **facts)]))
+    assert not problems
+    return math.nan if unknown else x[0, 0]
+
+
+@given(st.lists(st.tuples(numbers, numbers)))
+def test_numbers_arrive_as_they_are_whether_rows_are_arrays_or_objects_in_any_order(rows):
+    expected = np.array([[math.nan if v is None else float(v) for v in row] for row in rows]).reshape(-1, 2)
+    np.testing.assert_array_equal(array_of([list(row) for row in rows]), expected)
+    np.testing.assert_array_equal(array_of([{"a": a, "b": b} for a, b in rows]), expected)
+    np.testing.assert_array_equal(array_of([{"b": b, "a": a} for a, b in rows]), expected)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1))
+def test_the_column_by_column_path_reads_numbers_as_the_fast_path_does(rows):
+    mixed = [[a, b, "red", True, 1.65e9] for a, b in rows]
+    np.testing.assert_array_equal(array_of(mixed, MIXED_FEATURES)[:, :2], array_of([list(row) for row in rows]))
+
+
+def test_an_absent_number_and_null_are_missing():
+    np.testing.assert_array_equal(array_of([{"b": 1}, {"a": None, "b": 1}, {}]), [[math.nan, 1], [math.nan, 1], [math.nan] * 2])
+
+
+def test_a_single_feature_is_read_from_objects():
+    assert array_of([{"c": 3}], features_of([Column(name="c", kind="numeric")])) == [[3.0]]
+
+
+@pytest.mark.parametrize("text", ["1970-01-02", "1970-01-02T00:00:00Z", "1970-01-02T01:00:00+01:00", "1970-01-02T00:00"])
+def test_a_datetime_is_iso_8601_in_utc_unless_it_names_a_zone(text):
+    assert one("datetime", text) == 86400.0
+
+
+def test_a_datetime_may_be_epoch_seconds():
+    assert one("datetime", 86400.5) == 86400.5
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0])
+def test_a_boolean_is_true_or_one(value):
+    assert one("boolean", value) == 1.0
+
+
+@pytest.mark.parametrize("value", [3, 3.0, "3"])
+def test_a_whole_number_category_may_be_sent_as_number_or_text(value):
+    assert one("categorical", value, categories=["1", "3"], integer=True) == 1.0
+
+
+@pytest.mark.parametrize("value", ["4", 4, 3.5, ""])
+def test_an_unknown_category_counts_as_missing(value):
+    assert math.isnan(one("categorical", value, categories=["1", "3"], integer=True))
+
+
+@pytest.mark.parametrize("value", [True, 1.0])
+def test_true_is_no_category_1(value):
+    features = features_of([Column(name="c", kind="categorical", categories=["1", "3"], integer=True)])
+    assert bool(read_instances([[value]], features)[2]) == (value is True)
+
+
+def test_every_problem_of_a_request_is_found_with_row_and_feature():
+    instances = [[1, "2"], {"a": True, "B": 1}, [1], 5, {"a": 1, "b": 2}, [None, {"x": 1}]]
+    assert problems_of(instances) == [
+        (0, "b", "'2' is a text; give a number, without quotes"),
+        (1, "B", "is no feature of this model"),
+        (1, "a", "true is a boolean; give a number"),
+        (2, None, "is an array of 1; give an object of feature names, or an array of 2 (a, b)"),
+        (3, None, "is a number; give an object of feature names, or an array of 2 (a, b)"),
+        (5, "b", "{'x': 1} is an object; give a number"),
+    ]
+
+
+def test_a_misspelt_feature_is_told_the_nearest_names():
+    features = features_of([Column(name="Cement", kind="numeric"), Column(name="Water", kind="numeric")])
+    assert problems_of([{"cement": 1}], features) == [(0, "cement", "is no feature of this model; did you mean 'Cement'?")]
+
+
+def test_the_problem_of_each_kind_says_what_would_be_right():
+    found = {feature: problem for _, feature, problem in problems_of([[1, 2, 3, "yes", "1st May"]], MIXED_FEATURES)}
+    assert found["open"] == "'yes' is a text; give true or false (or 1 or 0)"
+    assert found["colour"] == "3 is a number; give a text: blue, green, red"
+    assert found["when"].startswith("'1st May' is no date; give an ISO 8601 date")
+
+
+def test_a_request_full_of_problems_is_not_searched_to_its_end():
+    assert len(problems_of([["x", "y"]] * 10_000)) == 42
+    assert len(problems_of([{f"n{i}": 1 for i in range(10_000)}])) == 21
+    assert len(problems_of([1] * 10_000)) == 21
+
+
+def test_unusual_rows_are_warned_of_in_words():
+    instances = [
+        {"a": 900, "b": 1, "colour": "red", "open": True, "when": 1.65e9},
+        {"b": 1, "colour": "pink", "open": 0, "when": "2030-01-01"},
+        {"a": 1, "b": 1, "open": False},
+    ]
+    x, unknown, _ = read_instances(instances, MIXED_FEATURES)
+    assert warnings_about(x, unknown, MIXED_FEATURES) == {
+        0: ["a 900 is outside the training range -3 to 3"],
+        1: [
+            "colour 'pink' is an unknown category (known: blue, green, red)",
+            "when 2030-01-01 is outside the training range 2020-09-13T12:26:40Z to 2023-11-14T22:13:20Z",
+            "a is missing; it never was in training",
+        ],
+    }
+
+
+def test_the_ends_of_the_training_range_are_inside_it():
+    assert warnings_about(np.array([[-3.0, 0.0], [3.0, 10.0]]), [], NUMERIC_FEATURES) == {}
+
+
+def test_a_moment_beyond_the_calendar_is_still_warned_of():
+    features = features_of([Column(name="t", kind="datetime", minimum=0.0, maximum=86400.0)])
+    assert warnings_about(np.array([[1e18]]), [], features) == {
+        0: ["t 1e+18 s is outside the training range 1970-01-01 to 1970-01-02"]
+    }
+
+
+def test_a_strict_request_is_told_of_categories_alike():
+    _, unknown, _ = read_instances([[1, 1, "Blue", True, None]], MIXED_FEATURES)
+    assert [str(problem) for problem in unknown_category_problems(unknown, MIXED_FEATURES)] == [
+        "row 0, feature 'colour': 'Blue' is an unknown category (known: blue, green, red); did you mean 'blue'?"
+    ]

@@ -1,0 +1,180 @@
+import json
+import math
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service.codecs.features import features_of
+from service.codecs.rows import Limits, answer, read_request
+from service.errors import InvalidRequestError, ServiceError, TooLargeError
+from service.inference.predictions import Prediction
+from tests.model_files import MIXED, NUMERIC
+
+NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)
+LIMITS = Limits(rows=100, answer_values=10_000)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3) | st.sampled_from(["a", "b"]), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from(["instances", "coverage", "quantiles", "thresholds", "samples", "seed", "strict"])
+
+
+def read(request, features=NUMERIC_FEATURES, **limits):
+    body = request if isinstance(request, bytes) else orjson.dumps(request)
+    limits = Limits(**({"rows": 100, "answer_values": 10_000} | limits))
+    return read_request(body, features, targets=1, default_coverage=0.9, limits=limits)
+
+
+def refusal(request, **arguments):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(request, **arguments)
+    return caught.value
+
+
+def test_a_request_is_read_whole():
+    question = read(
+        {"instances": [[1, 2]], "coverage": [0.9, 0.5, 0.9], "quantiles": 0.5, "thresholds": [-1, 4.5], "samples": 3, "seed": 7}
+    ).question
+    assert question.x.tolist() == [[1.0, 2.0]]
+    assert question.coverage == (0.9, 0.5, 0.9)
+    assert (question.quantiles, question.thresholds, question.samples, question.seed) == ((0.5,), (-1.0, 4.5), 3, 7)
+
+
+def test_the_models_coverage_is_the_default_and_an_empty_list_asks_for_no_interval():
+    assert read({"instances": []}).question.coverage == (0.9,)
+    assert read({"instances": [], "coverage": []}).question.coverage == ()
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest():
+    assert "'coverages' is no key of a request; did you mean 'coverage'?" in refusal({"instances": [], "coverages": 1}).sentence
+
+
+def test_every_problem_with_the_options_is_listed_with_those_of_the_rows():
+    error = refusal({"instances": [["1", 2]], "coverage": [90, 0.5], "quantiles": ["x"], "samples": 1.5, "seed": -1, "strict": 1})
+    assert [problem.problem for problem in error.problems] == [
+        "'coverage' 90 is not between 0 and 1, both excluded (90 % is 0.9)",
+        "'quantiles' holds a text; give a number or an array of numbers",
+        "'samples' is 1.5; give a whole number from 0 to 10000",
+        "'seed' is -1; give a whole number from 0 to 9223372036854775807",
+        "'strict' is a number; give true or false",
+        "'1' is a text; give a number, without quotes",
+    ]
+    assert error.sentence.startswith("the request has 6 problems; the first: 'coverage' 90")
+
+
+def test_a_seed_without_samples_is_refused():
+    assert refusal({"instances": [], "seed": 1}).sentence == "'seed' does nothing without 'samples'"
+
+
+def test_true_is_no_number():
+    assert refusal({"instances": [], "coverage": True}).sentence.startswith("'coverage' holds a boolean")
+    assert refusal({"instances": [], "samples": True}).sentence.startswith("'samples' is a boolean")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e400", "1" * 400])
+def test_a_number_that_is_not_finite_is_found_by_row_and_feature(number):
+    for instance in (f'{{"b": {number}}}', f"[1, {number}]"):
+        (problem,) = refusal(f'{{"instances": [[1, 2], {instance}]}}'.encode()).problems
+        assert (problem.row, problem.feature) == (1, "b")
+        assert "not a finite number" in problem.problem
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "the body is empty; send JSON"),
+        (b'{"instances": [', "the body is not valid JSON: unexpected end of data: line 1 column 16 (char 15)"),
+        (b'{"instances": [], "coverage": NaN}', "the body is not valid JSON"),
+        (b"[" * 100_000, "the body is not valid JSON"),
+        (b"\xff\xfe", "the body is not valid JSON"),
+        (b"[1, 2]", 'the body is an array; send an object: {"instances": [...]}'),
+        (b"{}", "'instances' is missing; give an array of rows"),
+        (b'{"instances": {"a": 1}}', "'instances' is an object; give an array of rows"),
+    ],
+)
+def test_a_body_of_another_form_is_refused_in_a_sentence(body, sentence):
+    assert refusal(body).sentence.startswith(sentence)
+
+
+def test_an_unknown_category_is_a_warning_or_when_strict_a_refusal():
+    request = {"instances": [[1, 2, "pink", True, None]]}
+    assert read(request, features=MIXED_FEATURES).warnings[0] == ["colour 'pink' is an unknown category (known: blue, green, red)"]
+    assert refusal(request | {"strict": True}, features=MIXED_FEATURES).problems[0].feature == "colour"
+
+
+def test_too_many_rows_are_refused_with_the_limit_and_its_setting():
+    with pytest.raises(TooLargeError, match=r"has 101 rows; at most 100 .*max_rows"):
+        read({"instances": [[1, 2]] * 101})
+
+
+def test_an_answer_that_would_explode_is_refused_with_the_limit_and_its_setting():
+    with pytest.raises(TooLargeError, match=r"would hold 10050 numbers; at most 10000 .*max_answer_values"):
+        read({"instances": [[1, 2]] * 10, "samples": 1000})
+
+
+@given(st.lists(st.dictionaries(keys, json_values)) | st.dictionaries(keys | st.text(), json_values) | json_values)
+@example({"instances": [[10**25, 1]]})
+def test_whatever_json_comes_is_read_or_refused(request):
+    for features in (NUMERIC_FEATURES, MIXED_FEATURES):
+        body = json.dumps(request).encode()
+        try:
+            understood = read_request(body, features, targets=2, default_coverage=0.9, limits=LIMITS)
+        except ServiceError as error:
+            assert error.status in (400, 413)
+            orjson.dumps(error.body())
+            assert len(error.body().get("details", [])) <= 20
+        else:
+            assert not np.isinf(understood.question.x).any()
+
+
+@given(st.binary())
+def test_whatever_bytes_come_are_refused_in_a_sentence(body):
+    with pytest.raises(ServiceError):
+        read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS)
+
+
+def prediction(n, targets, k, **extra):
+    values = np.arange(n * targets * 1.0).reshape(n, targets).astype(np.float32) / 3
+    bounds = np.repeat(values[:, :, None], k, axis=2)
+    return Prediction(values, values + 1, values + 2, bounds - 1, bounds + 1, **extra)
+
+
+def test_an_answer_for_one_target_is_flat_and_in_the_order_asked():
+    extra = {"quantiles": np.array([[[1.5, 2.5]]]), "cdf": np.array([[[0.25]]]), "samples": np.array([[[3.0, 4.0]]])}
+    text = answer(prediction(1, 1, 2, **extra), {0: ["odd"]}, coverage=(0.9, 0.5), targets=("y",), model={"name": "m", "version": "3"})
+    assert orjson.loads(text) == {
+        "model": {"name": "m", "version": "3"},
+        "predictions": [
+            {
+                "mean": 0.0,
+                "std": 1.0,
+                "epistemic_std": 2.0,
+                "intervals": [{"coverage": 0.9, "lower": -1.0, "upper": 1.0}, {"coverage": 0.5, "lower": -1.0, "upper": 1.0}],
+                "quantiles": [1.5, 2.5],
+                "cdf": [0.25],
+                "samples": [3.0, 4.0],
+                "warnings": ["odd"],
+            }
+        ],
+    }
+
+
+def test_several_targets_stand_by_name_with_the_warnings_of_their_row():
+    text = answer(prediction(2, 2, 1), {1: ["odd"]}, coverage=(0.9,), targets=("y", "z"), model={})
+    first, second = orjson.loads(text)["predictions"]
+    assert set(first) == {"y", "z"}
+    assert set(second) == {"y", "z", "warnings"}
+    assert math.isclose(second["z"]["mean"], 1.0)
+
+
+def test_a_float32_is_written_with_the_digits_it_has():
+    assert b'"mean":0.33333334,' in answer(prediction(2, 1, 1), {}, coverage=(0.9,), targets=("y",), model={})
+
+
+def test_no_rows_get_no_predictions():
+    assert b'"predictions":[]' in answer(prediction(0, 1, 1), {}, coverage=(0.9,), targets=("y",), model={})

@@ -1,0 +1,57 @@
+"""A service in process: an application with its lifespan, asked through httpx without a socket."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.settings import Settings
+from service.state import ServiceState
+from tests.model_files import write_formula_model
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("ERRORBAR_")]:
+        monkeypatch.delenv(name)
+
+
+class Running:
+    """An application that has started, and a client for it."""
+
+    def __init__(self, app: FastAPI, http: httpx.AsyncClient):
+        self.app = app
+        self.http = http
+        self.state: ServiceState = app.state.service
+
+    async def predict(self, model: str = "m", **request: Any) -> httpx.Response:
+        return await self.http.post(f"/v1/models/{model}:predict", json=request)
+
+
+@contextlib.asynccontextmanager
+async def running(repository: Path, **settings: Any) -> AsyncIterator[Running]:
+    app = create_app(Settings(repository=repository, **settings))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield Running(app, http)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with version 1 of model `m`: features a and b, target y."""
+    path = tmp_path / "repository"
+    write_formula_model(path / "m" / "1" / "model.onnx")
+    return path

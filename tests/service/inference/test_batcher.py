@@ -1,0 +1,182 @@
+"""The model here is arithmetic: output `sum` is the rows' sums, `bound` [n, k] the sums times each coverage."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from service.errors import DeadlineError, UnavailableError
+from service.inference.batcher import Batcher, RunLimits
+
+pytestmark = pytest.mark.anyio
+
+
+class Model:
+    """Notes the sizes of its runs, which in other threads wait for `may_run`; a row of NaN makes a run fail."""
+
+    def __init__(self):
+        self.home = threading.current_thread()
+        self.runs = []
+        self.threads = set()
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.started = threading.Event()
+
+    def __call__(self, x, coverage, outputs):
+        self.started.set()
+        if threading.current_thread() is not self.home:
+            assert self.may_run.wait(timeout=10)
+        self.runs.append(len(x))
+        self.threads.add(threading.current_thread())
+        if np.isnan(x).any():
+            raise RuntimeError("poisoned")
+        sums = x.sum(axis=1)
+        answers = {"sum": sums, "bound": sums[:, None] * coverage}
+        return {name: answers[name] for name in outputs}
+
+
+def batcher(model, **limits):
+    defaults = {"inline_rows": 8, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
+    return Batcher(model, limits=RunLimits(**(defaults | limits)))
+
+
+def rows(n, start=0.0):
+    return np.arange(start, start + 2.0 * n).reshape(n, 2)
+
+
+async def ask(shared, x, coverage=(0.5,), outputs=("sum", "bound")):
+    return await shared.outputs(x, coverage=coverage, outputs=outputs)
+
+
+async def reach_the_thread(model):
+    assert await asyncio.to_thread(model.started.wait, 10)
+
+
+async def test_requests_of_one_turn_share_a_run_and_get_their_own_rows():
+    model = Model()
+    shared = batcher(model)
+    asked = [rows(1), rows(2, start=10), rows(3, start=20)]
+    answers = await asyncio.gather(*(ask(shared, x) for x in asked))
+    assert model.runs == [6]
+    for x, answer in zip(asked, answers, strict=True):
+        np.testing.assert_array_equal(answer["sum"], x.sum(axis=1))
+        np.testing.assert_array_equal(answer["bound"], x.sum(axis=1)[:, None] * 0.5)
+    assert shared.queued_rows == 0
+
+
+async def test_requests_with_other_coverages_or_outputs_run_apart():
+    model = Model()
+    shared = batcher(model)
+    answers = await asyncio.gather(
+        ask(shared, rows(1)), ask(shared, rows(1), coverage=(0.5, 0.9)), ask(shared, rows(1), outputs=("sum",)), ask(shared, rows(1))
+    )
+    assert sorted(model.runs) == [1, 1, 2]
+    assert answers[1]["bound"].shape == (1, 2)
+    assert set(answers[2]) == {"sum"}
+
+
+async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size():
+    model = Model()
+    shared = batcher(model, inline_rows=8)
+    await asyncio.gather(*(ask(shared, rows(3)) for _ in range(5)))
+    assert model.runs == [6, 6, 3]
+    assert model.threads == {threading.current_thread()}
+
+
+async def test_a_large_request_runs_in_a_thread_in_pieces():
+    model = Model()
+    answer = await ask(batcher(model, run_rows=16), rows(40))
+    assert model.runs == [16, 16, 8]
+    assert threading.current_thread() not in model.threads
+    np.testing.assert_array_equal(answer["sum"], rows(40).sum(axis=1))
+
+
+async def test_what_queues_up_during_a_run_shares_the_next():
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model, inline_rows=0)
+    first = asyncio.create_task(ask(shared, rows(1)))
+    await reach_the_thread(model)
+    later = [asyncio.create_task(ask(shared, rows(n, start=n))) for n in (1, 2, 3)]
+    await asyncio.sleep(0)
+    model.may_run.set()
+    answers = await asyncio.gather(first, *later)
+    assert model.runs == [1, 6]
+    np.testing.assert_array_equal(answers[3]["sum"], rows(3, start=3).sum(axis=1))
+
+
+async def test_a_small_request_does_not_wait_behind_a_large_one():
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model)
+    large = asyncio.create_task(ask(shared, rows(40)))
+    await reach_the_thread(model)
+    await ask(shared, rows(1))
+    assert not large.done()
+    model.may_run.set()
+    await large
+
+
+@pytest.mark.parametrize("inline_rows", [0, 8])
+async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_rows):
+    model = Model()
+    shared = batcher(model, inline_rows=inline_rows)
+    calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(4)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert [answers[i]["sum"].tolist() for i in (0, 2, 3)] == [[1.0], [5.0], [7.0]]
+    assert sum(model.runs) == 3
+    assert shared.queued_rows == 0
+
+
+async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model, inline_rows=0)
+    calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(3)]
+    await reach_the_thread(model)
+    calls[0].cancel()
+    model.may_run.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [answer["sum"].tolist() for answer in answers[1:]] == [[3.0], [5.0]]
+    await ask(shared, rows(1))
+
+
+@pytest.mark.parametrize("inline_rows", [0, 8])
+async def test_a_failing_run_fails_only_the_request_that_makes_it_fail(inline_rows):
+    shared = batcher(Model(), inline_rows=inline_rows)
+    answers = await asyncio.gather(
+        ask(shared, rows(1)), ask(shared, np.full((1, 2), np.nan)), ask(shared, rows(2)), return_exceptions=True
+    )
+    assert str(answers[1]) == "poisoned"
+    assert answers[0]["sum"].tolist() == [1.0]
+    assert answers[2]["sum"].tolist() == [1.0, 5.0]
+
+
+async def test_a_full_queue_refuses_at_once_and_takes_in_again_later():
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model, queued_rows=50)
+    waiting = asyncio.create_task(ask(shared, rows(40)))
+    await reach_the_thread(model)
+    with pytest.raises(UnavailableError, match=r"40 rows wait .* at most 50 .*max_queued_rows") as caught:
+        await ask(shared, rows(11))
+    assert caught.value.retry_after
+    model.may_run.set()
+    await waiting
+    await ask(shared, rows(50))
+
+
+async def test_a_request_past_its_deadline_is_refused_and_not_run():
+    model = Model()
+    with pytest.raises(DeadlineError, match="deadline_seconds"):
+        await ask(batcher(model, deadline_seconds=-1.0), rows(1))
+    assert model.runs == []
+
+
+async def test_no_rows_are_answered():
+    answer = await ask(batcher(Model()), rows(0))
+    assert answer["bound"].shape == (0, 1)

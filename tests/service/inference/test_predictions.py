@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+
+from models.artifact import cpu_session, read_model, session_run
+from models.manifest import Target
+from service.errors import InvalidRequestError
+from service.inference.predictions import Question, calibrated_targets, check_support, predict
+from tests.model_files import MIXED, write_formula_model
+
+PLAIN = Target(name="y", minimum=-50.0, maximum=50.0)
+LOG = Target(name="z", minimum=0.1, maximum=9.0, transform="log")
+SHARE = Target(name="s", minimum=0.1, maximum=0.9, transform="logit")
+NEAR = np.array([[0.1, 0.2], [-0.3, 0.1]])
+
+
+def answered(path, x, *, coverage=(0.9,), **asked):
+    data, manifest = read_model(path)
+    question = Question(np.asarray(x, dtype=np.float64), coverage=coverage, **asked)
+    targets = calibrated_targets(manifest)
+    check_support(question, targets)
+    outputs = session_run(cpu_session(data))(question.x, np.array(coverage, dtype=np.float64))
+    return predict(question, outputs, targets), outputs
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def grouped(path):
+    """99 rows in all; groups blue, green and red have 19, 29 and 39."""
+    write_formula_model(path, columns=MIXED, group_column="colour")
+    return path
+
+
+def test_moments_and_intervals_are_those_of_the_graph(path):
+    write_formula_model(path, targets=(PLAIN, LOG))
+    prediction, outputs = answered(path, NEAR, coverage=(0.5, 0.9), quantiles=(0.5,))
+    for name in ("mean", "std", "epistemic_std", "lower", "upper"):
+        assert getattr(prediction, name) is outputs[name]
+
+
+def test_quantiles_of_an_equal_tailed_model_are_its_interval_ends(path):
+    write_formula_model(path, targets=(PLAIN, LOG, SHARE), interval="equal_tailed")
+    prediction, outputs = answered(path, NEAR, coverage=(0.9,), quantiles=(0.05, 0.95))
+    np.testing.assert_allclose(prediction.quantiles[..., 0], outputs["lower"][..., 0], rtol=1e-5)
+    np.testing.assert_allclose(prediction.quantiles[..., 1], outputs["upper"][..., 0], rtol=1e-5)
+
+
+def test_a_probability_inverts_the_quantile(path):
+    write_formula_model(path, targets=(LOG,), float64=True)
+    quantile = answered(path, NEAR[:1], quantiles=(0.31,))[0].quantiles[0, 0, 0]
+    probability = answered(path, NEAR[:1], thresholds=(float(quantile) * (1 + 1e-9),))[0].cdf
+    assert 0.31 <= probability[0, 0, 0] < 0.32
+
+
+def test_a_threshold_beyond_the_targets_domain_is_certain(path):
+    write_formula_model(path, targets=(PLAIN, LOG, SHARE))
+    cdf = answered(path, NEAR[:1], thresholds=(-1.0, 0.0, 1.0, 2.0))[0].cdf[0]
+    assert cdf[1, :2].tolist() == [0.0, 0.0]
+    assert 0 < cdf[1, 3] < 1
+    assert cdf[2].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert ((cdf[0] > 0) & (cdf[0] < 1)).all()
+
+
+def test_samples_repeat_with_their_seed_and_have_the_predicted_spread(path):
+    write_formula_model(path, targets=(PLAIN, LOG), rows=999)
+    first, outputs = answered(path, NEAR, samples=4000, seed=7)
+    again, _ = answered(path, NEAR, samples=4000, seed=7)
+    np.testing.assert_array_equal(first.samples, again.samples)
+    assert first.samples.shape == (2, 2, 4000)
+    # residuals are standard normal draws: the spread of 4000 of them is within 5 standard errors of 1.1 %
+    np.testing.assert_allclose(first.samples[:, 0].std(axis=1), outputs["std"][:, 0], rtol=0.1)
+    assert (first.samples[:, 1] > 0).all()
+
+
+def test_samples_without_a_seed_differ(path):
+    write_formula_model(path)
+    assert (answered(path, NEAR, samples=50)[0].samples != answered(path, NEAR, samples=50)[0].samples).any()
+
+
+def test_a_row_is_answered_from_the_residuals_of_its_group(grouped):
+    manifest = read_model(grouped)[1]
+    x = [[0, 0, code, 0, 0] for code in (0.0, 2.0, math.nan)]
+    prediction, outputs = answered(grouped, x, quantiles=(0.5,), thresholds=(0.0,), samples=200, seed=1)
+    standardised = (prediction.quantiles[:, 0, 0] - outputs["location"][:, 0]) / outputs["scale"][:, 0]
+    for row, group in enumerate((1, 3, 0)):
+        residuals = manifest.residuals(group)[0]
+        rows = len(residuals)
+        assert standardised[row] == pytest.approx(residuals[math.ceil((rows + 1) * 0.5) - 1], abs=1e-5)
+        drawn = (prediction.samples[row, 0] - outputs["location"][row, 0]) / outputs["scale"][row, 0]
+        assert np.abs(drawn[:, None] - residuals[None]).min(axis=1).max() < 1e-4
+        z = -float(outputs["location"][row, 0]) / float(outputs["scale"][row, 0])
+        assert prediction.cdf[row, 0, 0] == pytest.approx(((residuals < z).sum() + 0.5) / (rows + 1))
+
+
+def test_a_coverage_beyond_the_calibration_rows_is_refused_with_the_largest(path):
+    write_formula_model(path, rows=19)
+    answered(path, NEAR, coverage=(0.95,))
+    with pytest.raises(InvalidRequestError, match=r"coverage 0.951 needs more .* than the 19 .* largest supported coverage is 0.95"):
+        answered(path, NEAR, coverage=(0.95, 0.951))
+
+
+@pytest.mark.parametrize("probability", [0.049, 0.951])
+def test_a_quantile_beyond_the_calibration_rows_is_refused_with_those_supported(path, probability):
+    write_formula_model(path, rows=19)
+    answered(path, NEAR, quantiles=(0.05, 0.95))
+    with pytest.raises(InvalidRequestError, match=f"quantile {probability} needs .* supported are 0.05 to 0.95"):
+        answered(path, NEAR, quantiles=(probability,))
+
+
+def test_only_rows_whose_group_is_too_small_are_refused(grouped):
+    red, blue, unknown = ([0, 0, code, 0, 0] for code in (2.0, 0.0, math.nan))
+    answered(grouped, [red, unknown], coverage=(0.97,))
+    with pytest.raises(InvalidRequestError) as caught:
+        answered(grouped, [red, blue, unknown], coverage=(0.97,))
+    (problem,) = caught.value.problems
+    assert (problem.row, problem.feature) == (1, "colour")
+    assert problem.problem == (
+        "group 'blue': coverage 0.97 needs more calibration rows than the 19 there are: the largest supported coverage is 0.95"
+    )
+
+
+def test_a_row_so_far_out_that_the_answer_overflows_is_refused(path):
+    write_formula_model(path, targets=(PLAIN, LOG))
+    with np.errstate(over="ignore"), pytest.raises(InvalidRequestError) as caught:
+        answered(path, [[0.1, 0.2], [200.0, 0.0]])
+    assert str(caught.value) == "row 1: the prediction of z is not a finite number: the row is too far from the training rows"
+
+
+def test_no_rows_have_an_answer(path):
+    write_formula_model(path, targets=(PLAIN, LOG))
+    prediction, _ = answered(path, np.empty((0, 2)), quantiles=(0.5,), thresholds=(1.0,), samples=3)
+    assert prediction.samples.shape == (0, 2, 3)
+    assert prediction.cdf.shape == prediction.quantiles.shape == (0, 2, 1)

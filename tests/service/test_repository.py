@@ -1,0 +1,265 @@
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+
+import pytest
+
+from models.artifact import ArtifactError
+from service.errors import NotFoundError, UnavailableError
+from service.inference.batcher import RunLimits
+from service.inference.model import load_model
+from service.inference.session import Device
+from service.repository import Repository
+from tests.model_files import write_formula_model
+from training.publish import publish
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = RunLimits(inline_rows=8, run_rows=16, queued_rows=100, deadline_seconds=10)
+
+
+def load(path, name, version):
+    return load_model(path, name=name, version=version, device=Device("cpu", 1), limits=LIMITS)
+
+
+def repository_of(path, **options):
+    return Repository(path, load, **({"loaded_versions": 10, "rescan_seconds": 10.0} | options))
+
+
+async def scanned(path, **options):
+    repository = repository_of(path, **options)
+    await repository.rescan()
+    return repository
+
+
+def write_version(repository, version, **facts):
+    return write_formula_model(repository / "m" / str(version) / "model.onnx", **facts)
+
+
+async def test_the_highest_version_is_the_default_and_each_can_be_asked_for(repository):
+    for version in (2, 10):
+        write_version(repository, version)
+    models = await scanned(repository)
+    assert models.model("m").version == 10
+    assert models.model("m", version="2").version == 2
+    assert models.waiting_for() is None
+
+
+async def test_labels_name_versions(repository):
+    write_version(repository, 2)
+    (repository / "m" / "labels.json").write_text('{"stable": 1, "gone": 7}')
+    models = await scanned(repository)
+    assert models.model("m", label="stable").version == 1
+    with pytest.raises(NotFoundError, match="has no label 'canary'; it has gone, stable"):
+        models.model("m", label="canary")
+    with pytest.raises(NotFoundError, match="has no version 7; it has 1, 2"):
+        models.model("m", label="gone")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"stable": "1"}', '{"stable": true}', '{"a b": 1}', '{"stable": 0}'])
+async def test_a_bad_labels_file_leaves_the_labels_as_they_were_and_is_told(repository, text):
+    labels = repository / "m" / "labels.json"
+    labels.write_text('{"stable": 1}')
+    models = await scanned(repository)
+    labels.write_text(text)
+    await models.rescan()
+    assert models.model("m", label="stable").version == 1
+    assert str(labels) in models.entry("m").labels_problem
+    labels.write_text('{"canary": 1}')
+    await models.rescan()
+    assert (models.entry("m").labels, models.entry("m").labels_problem) == ({"canary": 1}, None)
+
+
+@pytest.mark.parametrize("version", ["0", "01", "x", "-1", "1.0", "٣", ""])
+async def test_a_version_is_a_whole_number_from_1(repository, version):
+    models = await scanned(repository)
+    with pytest.raises(NotFoundError, match="is no version; versions are whole numbers from 1"):
+        models.model("m", version=version)
+
+
+async def test_an_unknown_model_is_told_which_there_are(repository):
+    with pytest.raises(NotFoundError, match="there is no model 'x'; there is m"):
+        (await scanned(repository)).model("x")
+
+
+async def test_a_bad_new_version_leaves_the_old_one_serving_and_its_reason_is_kept(repository, caplog):
+    models = await scanned(repository)
+    bad = repository / "m" / "2" / "model.onnx"
+    bad.parent.mkdir()
+    bad.write_bytes((repository / "m" / "1" / "model.onnx").read_bytes()[:-100])
+    with caplog.at_level(logging.ERROR):
+        await models.rescan()
+    assert models.model("m").version == 1
+    assert models.waiting_for() is None
+    assert "truncated" in models.entry("m").failures[2]
+    assert "version 2 is refused" in caplog.text
+    assert "version 1 goes on serving" in caplog.text
+    with pytest.raises(UnavailableError, match="version 2 of model 'm' cannot be served: .*truncated"):
+        models.model("m", version="2")
+    caplog.clear()
+    await models.rescan()
+    assert not caplog.records  # a file that did not change is not tried again
+    write_version(repository, 2)
+    await models.rescan()
+    assert models.model("m").version == 2
+    assert not models.entry("m").failures
+
+
+async def test_a_file_changed_in_place_is_read_again_and_a_bad_one_leaves_the_old_model(repository):
+    models = await scanned(repository)
+    old = models.model("m")
+    (repository / "m" / "1" / "model.onnx").write_bytes(b"nonsense")
+    await models.rescan()
+    assert models.model("m", version="1") is old
+    assert "is not an ONNX file" in models.entry("m").failures[1]
+    write_version(repository, 1, rows=50)
+    await models.rescan()
+    assert models.model("m").manifest.calibration.rows == 50
+
+
+async def test_a_model_whose_golden_rows_differ_is_refused(repository, monkeypatch):
+    def disagree(*_, **__):
+        raise ArtifactError("off by 3")
+
+    monkeypatch.setattr("service.inference.model.check_golden", disagree)
+    models = await scanned(repository)
+    assert models.entry("m").failures == {1: "off by 3"}
+    assert models.waiting_for() == "model 'm' has no version that can be served; version 1: off by 3"
+    with pytest.raises(UnavailableError, match="off by 3"):
+        models.model("m")
+
+
+async def test_an_unforeseen_problem_with_one_file_does_not_stop_the_others(repository, caplog):
+    write_formula_model(repository / "n" / "1" / "model.onnx")
+
+    def broken(path, name, version):
+        if name == "m":
+            raise RuntimeError("surprise")
+        return load(path, name, version)
+
+    models = Repository(repository, broken, loaded_versions=10, rescan_seconds=10.0)
+    await models.rescan()
+    assert models.model("n").version == 1
+    assert "RuntimeError: surprise" in models.entry("m").failures[1]
+
+
+async def test_a_removed_version_and_a_removed_model_disappear(repository):
+    write_version(repository, 2)
+    models = await scanned(repository)
+    shutil.rmtree(repository / "m" / "2")
+    await models.rescan()
+    assert models.model("m").version == 1
+    with pytest.raises(NotFoundError, match="has no version 2"):
+        models.model("m", version="2")
+    shutil.rmtree(repository / "m")
+    await models.rescan()
+    with pytest.raises(NotFoundError, match="there is no model 'm'; there is no model yet"):
+        models.model("m")
+
+
+async def test_only_the_newest_and_the_labelled_versions_are_kept_loaded(repository):
+    for version in (2, 3, 4):
+        write_version(repository, version)
+    (repository / "m" / "labels.json").write_text('{"stable": 1}')
+    models = await scanned(repository, loaded_versions=2)
+    assert sorted(models.entry("m").served) == [1, 3, 4]
+    with pytest.raises(NotFoundError, match=r"version 2 of model 'm' is not loaded: only the newest 2 .*loaded_versions"):
+        models.model("m", version="2")
+    (repository / "m" / "labels.json").write_text('{"stable": 2}')
+    await models.rescan()
+    assert sorted(models.entry("m").served) == [2, 3, 4]
+
+
+async def test_what_is_no_model_is_left_out(repository, caplog):
+    (repository / ".git").mkdir()
+    (repository / "a b").mkdir()
+    (repository / "empty" / "1").mkdir(parents=True)
+    (repository / "m" / "01").mkdir()
+    (repository / "m" / "notes.txt").touch()
+    (repository / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        models = await scanned(repository)
+        await models.rescan()
+    assert list(models.entries) == ["m"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{repository / 'a b'} is left out: a model's name is letters, digits, '.', '_' and '-'"
+    ]
+
+
+async def test_an_outage_of_the_file_system_takes_no_model_away(repository, monkeypatch):
+    models = await scanned(repository)
+
+    def outage(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("service.repository._folders", outage)
+    await models.rescan()
+    assert models.model("m").version == 1
+
+
+async def test_what_is_waited_for_is_said_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        models = await scanned(tmp_path / "nowhere")
+        await models.rescan()
+    assert models.waiting_for().endswith("nowhere does not exist yet; waiting for <name>/<version>/model.onnx")
+    assert len(caplog.records) == 1
+    (tmp_path / "nowhere").mkdir()
+    assert "has no model yet" in models.waiting_for()
+
+
+@contextlib.asynccontextmanager
+async def watching(repository, **options):
+    """A watched repository, and a function that waits until it has changed once more."""
+    models = repository_of(repository, **options)
+    changed = asyncio.Event()
+    rescan = models.rescan
+
+    async def noted():
+        before = models.generation
+        await rescan()
+        if models.generation != before:
+            changed.set()
+
+    models.rescan = noted
+    task = asyncio.create_task(models.watch())
+
+    async def until_changed():
+        await asyncio.wait_for(changed.wait(), timeout=20)
+        changed.clear()
+
+    try:
+        yield models, until_changed
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_published_version_is_taken_in_as_it_comes(repository, tmp_path):
+    write_formula_model(tmp_path / "new.onnx")
+    async with watching(repository, rescan_seconds=0.2) as (models, until_changed):
+        await until_changed()
+        assert models.model("m").version == 1
+        publish(tmp_path / "new.onnx", repository, name="m")
+        await until_changed()
+        assert models.model("m").version == 2
+        (repository / "m" / "labels.json").write_text(json.dumps({"stable": 1}))
+        await until_changed()
+        assert models.model("m", label="stable").version == 1
+
+
+async def test_a_repository_that_is_made_later_or_made_anew_is_watched(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.repository._MISSING_FOLDER_SECONDS", 0.05)
+    path = tmp_path / "later"
+    async with watching(path, rescan_seconds=0.2) as (models, until_changed):
+        write_version(path, 1)
+        await until_changed()
+        assert models.model("m").version == 1
+        shutil.rmtree(path)
+        await until_changed()
+        assert not models.entries
+        write_version(path, 3)
+        await until_changed()
+        assert models.model("m").version == 3
