@@ -1,0 +1,269 @@
+import asyncio
+import gzip
+import threading
+import zlib
+
+import numpy as np
+import orjson
+import pytest
+
+from models.artifact import open_model
+from models.manifest import Target
+from tests.model_files import MIXED, write_formula_model
+from tests.service.conftest import running
+
+pytestmark = pytest.mark.anyio
+
+TWO = (Target(name="y", minimum=-50.0, maximum=50.0), Target(name="z", minimum=0.1, maximum=50.0, transform="log"))
+
+
+def rows(n, seed=0):
+    return np.random.default_rng(seed).uniform(0, 3, size=(n, 2)).tolist()
+
+
+async def test_an_answer_is_what_the_bare_graph_says(repository):
+    run, _ = open_model(repository / "m" / "1" / "model.onnx")
+    x = rows(20)
+    expected = run(np.array(x), np.array([0.5, 0.9]))
+    async with running(repository) as service:
+        answer = await service.predict(instances=x, coverage=[0.5, 0.9])
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert body["model"] == {"name": "m", "version": "1"}
+    for row, prediction in enumerate(body["predictions"]):
+        assert set(prediction) == {"mean", "std", "epistemic_std", "intervals"}
+        assert np.float32(prediction["mean"]) == expected["mean"][row, 0]
+        assert [interval["coverage"] for interval in prediction["intervals"]] == [0.5, 0.9]
+        assert [np.float32(interval["upper"]) for interval in prediction["intervals"]] == expected["upper"][row, 0].tolist()
+        assert [np.float32(interval["lower"]) for interval in prediction["intervals"]] == expected["lower"][row, 0].tolist()
+
+
+async def test_everything_can_be_asked_of_a_model_with_several_targets_and_all_kinds_of_columns(tmp_path):
+    write_formula_model(tmp_path / "mixed" / "1" / "model.onnx", columns=MIXED, targets=TWO, group_column="colour")
+    instance = {"a": 0.1, "b": 0, "colour": "blue", "open": False, "when": "1970-01-01"}
+    asked = {"coverage": 0.9, "quantiles": [0.1, 0.9], "thresholds": [1], "samples": 3, "seed": 1}
+    async with running(tmp_path) as service:
+        first = await service.predict("mixed", instances=[instance], **asked)
+        again = await service.predict("mixed", instances=[instance], **asked)
+    assert first.json() == again.json()
+    (prediction,) = first.json()["predictions"]
+    assert set(prediction) == {"y", "z", "warnings"}
+    for target in ("y", "z"):
+        answer = prediction[target]
+        assert (len(answer["quantiles"]), len(answer["cdf"]), len(answer["samples"])) == (2, 1, 3)
+        assert answer["quantiles"][0] < answer["quantiles"][1]
+    assert prediction["warnings"] == ["when 1970-01-01 is outside the training range 2020-09-13T12:26:40Z to 2023-11-14T22:13:20Z"]
+
+
+async def test_versions_and_labels_answer_with_their_model(repository):
+    write_formula_model(repository / "m" / "2" / "model.onnx")
+    (repository / "m" / "labels.json").write_text('{"stable": 1}')
+    async with running(repository) as service:
+        answers = [
+            (await service.http.post(f"/v1/models/{path}:predict", json={"instances": [[1, 2]]})).json()["model"]["version"]
+            for path in ("m", "m/versions/1", "m/versions/2", "m/labels/stable")
+        ]
+    assert answers == ["2", "1", "2", "1"]
+
+
+async def test_requests_that_share_a_run_are_answered_as_if_alone(repository):
+    many = [rows(n, seed=n) for n in (1, 2, 1, 5, 300, 1, 7, 0)]
+    async with running(repository) as service:
+        runs = count_runs(service)
+        together = await asyncio.gather(*(service.predict(instances=x) for x in many))
+        shared_runs = len(runs)
+        alone = [await service.predict(instances=x) for x in many]
+    assert [answer.content for answer in together] == [answer.content for answer in alone]
+    assert shared_runs < len(many)
+
+
+async def test_the_same_rows_at_once_and_one_by_one_get_the_same_answer(repository):
+    x = rows(50)
+    async with running(repository) as service:
+        at_once = (await service.predict(instances=x)).json()["predictions"]
+        one_by_one = [(await service.predict(instances=[row])).json()["predictions"][0] for row in x]
+    assert at_once == one_by_one
+
+
+async def test_a_cancelled_request_leaves_the_others_of_its_run_intact(repository):
+    async with running(repository) as service:
+        expected = (await service.predict(instances=[[1, 2]])).content
+        tasks = [asyncio.create_task(service.predict(instances=[[1, 2]])) for _ in range(8)]
+        batcher = service.state.repository.model("m").batcher
+        while batcher.queued_rows < 8:  # turns of the event loop, not time
+            await asyncio.sleep(0)
+        tasks[3].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers.pop(3), asyncio.CancelledError)
+    assert [answer.content for answer in answers] == [expected] * 7
+
+
+async def test_large_requests_are_read_run_and_written_in_threads_and_answered_alike(repository):
+    x = rows(3000)
+    async with running(repository, run_rows=1024) as service:
+        large = await service.predict(instances=x)
+        small = await service.predict(instances=x[-3:])
+    assert len(large.json()["predictions"]) == 3000
+    assert large.json()["predictions"][-3:] == small.json()["predictions"]
+
+
+async def test_no_instances_get_no_predictions(repository):
+    async with running(repository) as service:
+        answer = await service.predict(instances=[], quantiles=[0.5], samples=2)
+    assert (answer.status_code, answer.json()["predictions"]) == (200, [])
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream", "application/x-www-form-urlencoded"])
+async def test_the_content_type_decides_nothing(repository, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    async with running(repository) as service:
+        answer = await service.http.post("/v1/models/m:predict", content=b'{"instances": [[1, 2]]}', headers=headers)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(("encoding", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_compressed_body_is_read(repository, encoding, encode):
+    body = encode(b'{"instances": [[1, 2]]}')
+    async with running(repository) as service:
+        answer = await service.http.post("/v1/models/m:predict", content=body, headers={"content-encoding": encoding})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "sentence"),
+    [
+        ("br", b"x", "Content-Encoding 'br' is not read here; send gzip, deflate or no encoding"),
+        ("gzip", b"{}", "the body is not gzip: "),
+        ("gzip", gzip.compress(b"{}")[:-4], "the body is not gzip: it is cut short"),
+    ],
+)
+async def test_a_body_that_cannot_be_decompressed_is_a_400(repository, encoding, body, sentence):
+    async with running(repository) as service:
+        answer = await service.http.post("/v1/models/m:predict", content=body, headers={"content-encoding": encoding})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(sentence)
+
+
+async def chunks(size, count, taken):
+    for _ in range(count):
+        taken.append(size)
+        yield b" " * size
+
+
+async def test_a_body_over_the_limit_is_a_413_and_not_read_to_its_end(repository):
+    taken = []
+    async with running(repository, max_body_bytes=1000) as service:
+        answer = await service.http.post("/v1/models/m:predict", content=chunks(300, 100, taken))
+    assert answer.status_code == 413
+    assert answer.json() == {"error": "the body is larger than 1000 bytes (setting max_body_bytes): send the rows in parts"}
+    assert len(taken) < 10
+
+
+async def test_a_compressed_body_is_measured_by_what_it_holds(repository):
+    async with running(repository, max_body_bytes=10_000) as service:
+        bomb = gzip.compress(b" " * 50_000_000)
+        answer = await service.http.post(
+            "/v1/models/m:predict", content=bomb[:9_000], headers={"content-encoding": "gzip"}
+        )
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("settings", "request_", "status"),
+    [
+        ({"max_rows": 2}, {"instances": [[1, 2]] * 3}, 413),
+        ({"max_answer_values": 10}, {"instances": [[1, 2]], "samples": 6}, 413),
+        ({"max_rows": 2, "max_queued_rows": 2}, {"instances": [[1, 2]] * 2}, 200),
+    ],
+)
+async def test_every_limit_holds(repository, settings, request_, status):
+    async with running(repository, **settings) as service:
+        assert (await service.predict(**request_)).status_code == status
+
+
+async def test_an_overloaded_model_answers_503_with_retry_after(repository):
+    async with running(repository, max_rows=2, max_queued_rows=2) as service:
+        answers = await asyncio.gather(*(service.predict(instances=[[1, 2]]) for _ in range(5)))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 3
+    assert refused[0].headers["retry-after"] == "1"
+    assert "max_queued_rows" in refused[0].json()["error"]
+
+
+async def test_a_request_past_its_deadline_is_a_504(repository):
+    async with running(repository, deadline_seconds=1e-9) as service:
+        answer = await service.predict(instances=[[1, 2]])
+    assert answer.status_code == 504
+    assert "deadline_seconds" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/v1/models/x:predict", "there is no model 'x'; there is m"),
+        ("/v1/models/m/versions/2:predict", "model 'm' has no version 2; it has 1"),
+        ("/v1/models/m/versions/one:predict", "'one' is no version; versions are whole numbers from 1"),
+        ("/v1/models/m/labels/stable:predict", "model 'm' has no label 'stable'; it has none"),
+        ("/v1/models/..%2f..%2fetc:predict", "there is no route POST /v1/models/../../etc:predict; /docs lists the routes"),
+    ],
+)
+async def test_what_is_not_there_is_a_404_that_says_what_is(repository, path, sentence):
+    async with running(repository) as service:
+        answer = await service.http.post(path, json={"instances": [[1, 2]]})
+    assert (answer.status_code, answer.json()) == (404, {"error": sentence})
+
+
+async def test_the_details_of_a_400_name_row_and_feature(repository):
+    async with running(repository) as service:
+        answer = await service.predict(instances=[[1, 2], {"a": "x", "b": 2}])
+    assert answer.status_code == 400
+    assert answer.json() == {
+        "error": "row 1, feature 'a': 'x' is a text; give a number",
+        "details": [{"row": 1, "feature": "a", "problem": "'x' is a text; give a number"}],
+    }
+
+
+async def test_get_on_predict_is_a_405_that_names_the_method(repository):
+    async with running(repository) as service:
+        for path in ("/v1/models/m:predict", "/v1/models/m/versions/1:predict", "/v1/models/m/labels/x:predict"):
+            answer = await service.http.get(path)
+            assert (answer.status_code, answer.json()) == (405, {"error": "GET is not allowed here; use POST"})
+            assert answer.headers["allow"] == "POST"
+
+
+async def test_requests_in_flight_finish_on_the_model_they_began_with(repository):
+    """The old model's run is held until the new one has taken over."""
+    async with running(repository, inline_rows=0) as service:
+        held, may_run = threading.Event(), threading.Event()
+        old = service.state.repository.model("m").batcher
+        run = old._run
+
+        def slow(*arguments):
+            held.set()
+            assert may_run.wait(10)
+            return run(*arguments)
+
+        old._run = slow
+        in_flight = asyncio.create_task(service.predict(instances=[[1, 2]]))
+        assert await asyncio.to_thread(held.wait, 10)
+        write_formula_model(repository / "m" / "2" / "model.onnx")
+        await service.state.repository.rescan()
+        assert (await service.predict(instances=[[1, 2]])).json()["model"]["version"] == "2"
+        may_run.set()
+        assert (await in_flight).json()["model"]["version"] == "1"
+
+
+async def test_the_answer_has_no_number_that_json_has_not(tmp_path):
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", targets=TWO)
+    async with running(tmp_path) as service:
+        answer = await service.predict(instances=[[0, 0], [300, 300]])
+    assert answer.status_code == 400
+    assert orjson.loads(answer.content)["details"][0]["row"] == 1
+
+
+def count_runs(service):
+    batcher = service.state.repository.model("m").batcher
+    run, runs = batcher._run, []
+    batcher._run = lambda *arguments: runs.append(1) or run(*arguments)
+    return runs

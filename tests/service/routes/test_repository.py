@@ -1,0 +1,135 @@
+import pytest
+from jsonschema import Draft202012Validator
+
+from models.manifest import Column, Target
+from tests.model_files import MIXED, write_formula_model
+from tests.service.conftest import running
+
+pytestmark = pytest.mark.anyio
+
+
+async def get(service, path):
+    answer = await service.http.get(path)
+    assert answer.status_code == 200
+    return answer.json()
+
+
+async def test_the_list_shows_versions_states_labels_and_reasons(repository):
+    write_formula_model(repository / "m" / "2" / "model.onnx")
+    (repository / "m" / "3").mkdir()
+    (repository / "m" / "3" / "model.onnx").touch()
+    (repository / "m" / "labels.json").write_text('{"stable": 2}')
+    async with running(repository, loaded_versions=2) as service:
+        listed = await get(service, "/v1/models")
+        shown = await get(service, "/v1/models/m")
+    path = repository / "m" / "3" / "model.onnx"
+    described = {
+        "name": "m",
+        "default_version": "2",
+        "versions": [
+            {"version": "1", "state": "not loaded"},
+            {"version": "2", "state": "ready"},
+            {"version": "3", "state": "failed", "reason": f"{path}: is empty"},
+        ],
+        "labels": {"stable": "2"},
+    }
+    assert listed == {"models": [described]}
+    assert shown == described | {"ready": True}
+
+
+async def test_metadata_is_the_manifest_without_its_long_arrays(tmp_path):
+    manifest = write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=MIXED, group_column="colour")
+    async with running(tmp_path, threads=2) as service:
+        body = await get(service, "/v1/models/m/metadata")
+    assert body["device"] == {"name": "cpu", "threads": 2}
+    assert len(body["sha256"]) == 64
+    assert "golden" not in body["manifest"]
+    assert body["manifest"]["targets"] == [target.model_dump() for target in manifest.targets]
+    assert body["manifest"]["calibration"]["groups"][1] == {"value": "blue", "code": 0.0, "rows": 19, "largest_coverage": 0.95}
+
+
+async def test_metadata_comes_by_version_and_label_too(repository):
+    write_formula_model(repository / "m" / "2" / "model.onnx")
+    (repository / "m" / "labels.json").write_text('{"stable": 1}')
+    async with running(repository) as service:
+        versions = [
+            (await get(service, f"/v1/models/m{part}/metadata"))["version"] for part in ("", "/versions/1", "/labels/stable")
+        ]
+    assert versions == ["2", "1", "1"]
+
+
+async def test_a_device_fallback_stands_in_the_metadata(repository, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    async with running(repository, device="prefer-cuda") as service:
+        device = (await get(service, "/v1/models/m/metadata"))["device"]
+    assert device["name"] == "cpu"
+    assert "has no CUDA" in device["fallback_reason"]
+
+
+COLUMNS = (
+    *MIXED,
+    Column(name="code", kind="categorical", categories=["1", "3"], integer=True),
+    Column(name="count", kind="numeric", integer=True, minimum=1.0, maximum=4.0, quantiles={"0.5": 2.5}, unit="pieces"),
+    Column(name="bare", kind="numeric"),
+)
+
+
+async def test_the_example_fits_the_schema_and_is_answered_without_a_warning(tmp_path):
+    targets = (Target(name="y", minimum=-50.0, maximum=50.0), Target(name="z", minimum=-1.0, maximum=1.0))
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=COLUMNS, targets=targets)
+    async with running(tmp_path) as service:
+        body = await get(service, "/v1/models/m/metadata")
+        answer = await service.http.post("/v1/models/m:predict", json=body["example"])
+        document = await get(service, "/openapi.json")
+    (instance,) = body["example"]["instances"]
+    Draft202012Validator.check_schema(body["instance_schema"])
+    schema = Draft202012Validator(body["instance_schema"])
+    assert schema.is_valid(instance)
+    assert schema.is_valid(list(instance.values()))
+    assert not schema.is_valid(instance | {"other": 1})
+    assert not schema.is_valid(list(instance.values())[1:])
+    assert answer.status_code == 200
+    (prediction,) = answer.json()["predictions"]
+    assert "warnings" not in prediction
+    operation = document["paths"]["/v1/models/m:predict"]["post"]
+    assert operation["requestBody"]["content"]["application/json"]["example"] == body["example"]
+    Draft202012Validator(operation["requestBody"]["content"]["application/json"]["schema"]).validate(body["example"])
+    Draft202012Validator(operation["responses"]["200"]["content"]["application/json"]["schema"]).validate(answer.json())
+
+
+async def test_openapi_follows_the_models(tmp_path):
+    async with running(tmp_path) as service:
+        before = await get(service, "/openapi.json")
+        write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+        await service.state.repository.rescan()
+        after = await get(service, "/openapi.json")
+    assert set(after["paths"]) - set(before["paths"]) == {"/v1/models/m:predict"}
+    assert {"/v1/models", "/v1/models/{name}", "/v1/models/{name}:predict", "/v2/health/ready"} < set(before["paths"])
+    assert "422" not in str(after)
+
+
+async def test_the_docs_page_needs_nothing_from_elsewhere(repository):
+    async with running(repository) as service:
+        page = (await service.http.get("/docs")).text
+        assert "http://" not in page
+        assert "https://" not in page
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+            assert f"/static-offline-docs/{name}" in page
+            assert (await service.http.get(f"/static-offline-docs/{name}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "sentence"),
+    [
+        ("GET", "/nowhere", 404, "there is no route GET /nowhere; /docs lists the routes"),
+        ("GET", "/v1/models/", 404, "there is no route GET /v1/models/; /docs lists the routes"),
+        ("GET", "/v1/models/x", 404, "there is no model 'x'; there is m"),
+        ("GET", "/static-offline-docs/none.js", 404, "there is no route GET /static-offline-docs/none.js; /docs lists the routes"),
+        ("DELETE", "/v1/models", 405, "DELETE is not allowed here; use GET"),
+        ("POST", "/v2/health/ready", 405, "POST is not allowed here; use GET"),
+    ],
+)
+async def test_every_refusal_has_the_one_form(repository, method, path, status, sentence):
+    async with running(repository) as service:
+        answer = await service.http.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"error": sentence})
