@@ -96,7 +96,7 @@ async def test_a_bad_new_version_leaves_the_old_one_serving_and_its_reason_is_ke
     assert "truncated" in models.entry("m").failures[2]
     assert "version 2 is refused" in caplog.text
     assert "version 1 goes on serving" in caplog.text
-    with pytest.raises(UnavailableError, match="version 2 of model 'm' cannot be served: .*truncated"):
+    with pytest.raises(UnavailableError, match=r"version 2 of model 'm' cannot be served: .*truncated"):
         models.model("m", version="2")
     caplog.clear()
     await models.rescan()

@@ -67,10 +67,8 @@ async def test_access_lines_can_be_switched_off(repository, caplog):
 
 
 def test_a_json_line_carries_the_extra_facts_and_the_trace():
-    try:
-        raise RuntimeError("inner")
-    except RuntimeError as error:
-        record = logging.LogRecord("service", logging.ERROR, "", 1, "failed: %s", ("x",), (RuntimeError, error, None))
+    error = RuntimeError("inner")
+    record = logging.LogRecord("service", logging.ERROR, "", 1, "failed: %s", ("x",), (RuntimeError, error, None))
     record.request_id = "abc"
     line = json.loads(_JsonFormatter().format(record))
     assert (line["level"], line["message"], line["request_id"]) == ("error", "failed: x", "abc")

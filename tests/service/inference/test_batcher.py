@@ -69,7 +69,10 @@ async def test_requests_with_other_coverages_or_outputs_run_apart():
     model = Model()
     shared = batcher(model)
     answers = await asyncio.gather(
-        ask(shared, rows(1)), ask(shared, rows(1), coverage=(0.5, 0.9)), ask(shared, rows(1), outputs=("sum",)), ask(shared, rows(1))
+        ask(shared, rows(1)),
+        ask(shared, rows(1), coverage=(0.5, 0.9)),
+        ask(shared, rows(1), outputs=("sum",)),
+        ask(shared, rows(1)),
     )
     assert sorted(model.runs) == [1, 1, 2]
     assert answers[1]["bound"].shape == (1, 2)

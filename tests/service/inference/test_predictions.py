@@ -100,7 +100,9 @@ def test_a_row_is_answered_from_the_residuals_of_its_group(grouped):
 def test_a_coverage_beyond_the_calibration_rows_is_refused_with_the_largest(path):
     write_formula_model(path, rows=19)
     answered(path, NEAR, coverage=(0.95,))
-    with pytest.raises(InvalidRequestError, match=r"coverage 0.951 needs more .* than the 19 .* largest supported coverage is 0.95"):
+    with pytest.raises(
+        InvalidRequestError, match=r"coverage 0.951 needs more .* than the 19 .* largest supported coverage is 0.95"
+    ):
         answered(path, NEAR, coverage=(0.95, 0.951))
 
 

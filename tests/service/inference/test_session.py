@@ -12,7 +12,6 @@ from service.inference.session import Device, DeviceError, Session, choose_devic
 from tests.model_files import write_formula_model
 
 
-
 def test_only_the_outputs_asked_for_are_computed(tmp_path):
     write_formula_model(tmp_path / "model.onnx")
     session = Session(read_model(tmp_path / "model.onnx")[0], Device("cpu", 1))

@@ -53,7 +53,9 @@ async def test_everything_can_be_asked_of_a_model_with_several_targets_and_all_k
         answer = prediction[target]
         assert (len(answer["quantiles"]), len(answer["cdf"]), len(answer["samples"])) == (2, 1, 3)
         assert answer["quantiles"][0] < answer["quantiles"][1]
-    assert prediction["warnings"] == ["when 1970-01-01 is outside the training range 2020-09-13T12:26:40Z to 2023-11-14T22:13:20Z"]
+    assert prediction["warnings"] == [
+        "when 1970-01-01 is outside the training range 2020-09-13T12:26:40Z to 2023-11-14T22:13:20Z"
+    ]
 
 
 async def test_versions_and_labels_answer_with_their_model(repository):
@@ -163,9 +165,7 @@ async def test_a_body_over_the_limit_is_a_413_and_not_read_to_its_end(repository
 async def test_a_compressed_body_is_measured_by_what_it_holds(repository):
     async with running(repository, max_body_bytes=10_000) as service:
         bomb = gzip.compress(b" " * 50_000_000)
-        answer = await service.http.post(
-            "/v1/models/m:predict", content=bomb[:9_000], headers={"content-encoding": "gzip"}
-        )
+        answer = await service.http.post("/v1/models/m:predict", content=bomb[:9_000], headers={"content-encoding": "gzip"})
     assert answer.status_code == 413
 
 

@@ -124,7 +124,12 @@ async def test_the_docs_page_needs_nothing_from_elsewhere(repository):
         ("GET", "/nowhere", 404, "there is no route GET /nowhere; /docs lists the routes"),
         ("GET", "/v1/models/", 404, "there is no route GET /v1/models/; /docs lists the routes"),
         ("GET", "/v1/models/x", 404, "there is no model 'x'; there is m"),
-        ("GET", "/static-offline-docs/none.js", 404, "there is no route GET /static-offline-docs/none.js; /docs lists the routes"),
+        (
+            "GET",
+            "/static-offline-docs/none.js",
+            404,
+            "there is no route GET /static-offline-docs/none.js; /docs lists the routes",
+        ),
         ("DELETE", "/v1/models", 405, "DELETE is not allowed here; use GET"),
         ("POST", "/v2/health/ready", 405, "POST is not allowed here; use GET"),
     ],

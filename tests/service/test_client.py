@@ -1,0 +1,133 @@
+"""The client against the application in process, and against answers that no errorbar gives."""
+
+import asyncio
+from datetime import datetime
+
+import httpx
+import numpy as np
+import pytest
+
+from service.client import AsyncClient, Client, ErrorbarError
+from tests.model_files import MIXED, write_formula_model
+from tests.service.conftest import running
+
+pytestmark = pytest.mark.anyio
+
+
+def async_client(service):
+    return AsyncClient("http://test", transport=httpx.ASGITransport(service.app))
+
+
+def answering(status, content, **headers):
+    """A sync client whose server always gives this answer, and the requests it saw."""
+    seen = []
+
+    def answer(request):
+        seen.append(request)
+        return httpx.Response(status, content=content, headers=headers)
+
+    return Client("http://test", transport=httpx.MockTransport(answer)), seen
+
+
+async def test_predictions_come_as_the_server_sends_them(repository):
+    async with running(repository) as service, async_client(service) as client:
+        answer = await client.predict("m", [{"a": 1, "b": 2}, [1, 2]], coverage=0.5, quantiles=[0.1, 0.9], samples=2, seed=1)
+    assert answer["model"] == {"name": "m", "version": "1"}
+    first, second = answer["predictions"]
+    assert first["mean"] == second["mean"] == 5.0
+    assert [interval["coverage"] for interval in first["intervals"]] == [0.5]
+    assert len(first["quantiles"]) == len(first["samples"]) == 2
+
+
+async def test_rows_may_be_numpy_arrays_tuples_and_dates_and_nan_is_missing(tmp_path):
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=MIXED)
+    row = {"a": np.float32(1), "b": float("nan"), "colour": None, "open": True, "when": datetime(2022, 1, 1)}  # noqa: DTZ001 - without a zone it is UTC
+    plain = {"a": 1, "colour": None, "open": True, "when": "2022-01-01T00:00:00Z"}
+    async with running(tmp_path) as service, async_client(service) as client:
+        first, second = (await client.predict("m", (row, plain)))["predictions"]
+        array = (await client.predict("m", np.array([[1, 2, np.nan, 1, 1.65e9]])[:, [0, 1]].tolist()[:0]))["predictions"]
+    assert first == second
+    assert array == []
+
+
+async def test_an_array_of_rows_is_taken_as_it_is(repository):
+    async with running(repository) as service, async_client(service) as client:
+        answer = await client.predict("m", np.array([[1.0, 2.0], [np.nan, 2.0]]))
+    assert [prediction["mean"] for prediction in answer["predictions"]] == [5.0, 4.0]
+
+
+async def test_an_error_carries_the_servers_sentence_details_and_request_id(repository):
+    async with running(repository) as service, async_client(service) as client:
+        with pytest.raises(ErrorbarError) as caught:
+            await client.predict("m", [{"a": "x", "b": 1}])
+    assert str(caught.value) == "row 0, feature 'a': 'x' is a text; give a number"
+    assert caught.value.status == 400
+    assert caught.value.details == [{"row": 0, "feature": "a", "problem": "'x' is a text; give a number"}]
+    assert len(caught.value.request_id or "") == 16
+
+
+async def test_models_metadata_and_readiness_can_be_asked_for(repository, tmp_path):
+    async with running(repository) as service, async_client(service) as client:
+        assert [model["name"] for model in await client.models()] == ["m"]
+        assert (await client.metadata("m", version=1))["version"] == "1"
+        assert await client.ready()
+        await client.wait_until_ready()
+    async with running(tmp_path / "none") as service, async_client(service) as client:
+        assert not await client.ready()
+        with pytest.raises(ErrorbarError, match=r"not ready within 0 s: not ready: .* does not exist yet") as caught:
+            await client.wait_until_ready(timeout=0)
+        assert caught.value.status == 503
+
+
+async def test_waiting_ends_when_the_first_model_comes(tmp_path):
+    async with running(tmp_path) as service, async_client(service) as client:
+        waiting = asyncio.create_task(client.wait_until_ready(timeout=20))
+        write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+        await service.state.repository.rescan()
+        await waiting
+
+
+def test_version_and_label_choose_the_path():
+    client, seen = answering(200, b"{}")
+    client.predict("m", [], version=3)
+    client.predict("m", [], label="stable")
+    client.metadata("a/b")
+    paths = [request.url.raw_path.decode() for request in seen]
+    assert paths == ["/v1/models/m/versions/3:predict", "/v1/models/m/labels/stable:predict", "/v1/models/a%2Fb/metadata"]
+    with pytest.raises(ValueError, match="not both"):
+        client.predict("m", [], version=3, label="stable")
+
+
+def test_the_sync_client_speaks_like_the_async_one():
+    client, seen = answering(200, b'{"models": [{"name": "m"}]}')
+    with client:
+        assert client.models() == [{"name": "m"}]
+        assert client.ready()
+        client.wait_until_ready()
+        client.predict("m", [[1]], coverage=[0.5])
+    assert seen[-1].content == b'{"instances":[[1]],"coverage":[0.5]}'
+
+
+@pytest.mark.parametrize(
+    ("status", "content"), [(502, b"<html>Bad gateway</html>"), (200, b"<html>"), (200, b"[]"), (500, b"[]")]
+)
+def test_an_answer_of_another_server_is_an_error_too(status, content):
+    client, _ = answering(status, content)
+    with pytest.raises(ErrorbarError, match=f"answered {status}, and not in errorbar's form") as caught:
+        client.predict("m", [])
+    assert caught.value.status == status
+
+
+def test_a_server_that_is_not_there_is_an_error_too():
+    with Client("http://127.0.0.1:9") as client:
+        with pytest.raises(ErrorbarError, match=r"http://127.0.0.1:9 cannot be reached: ") as caught:
+            client.ready()
+        assert caught.value.status is None
+        with pytest.raises(ErrorbarError, match="not ready within 0 s"):
+            client.wait_until_ready(timeout=0)
+
+
+def test_a_row_that_is_no_json_is_an_error():
+    client, _ = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match="cannot be written as JSON"):
+        client.predict("m", [{"a": object()}])

@@ -1,0 +1,164 @@
+"""Real processes on real ports, asked by the real client."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from service.client import Client, ErrorbarError
+from tests.model_files import write_formula_model
+from training.publish import publish
+
+ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+
+
+class Process:
+    """`python -m service` on a free port."""
+
+    def __init__(self, repository, *flags):
+        command = [sys.executable, "-m", "service", "--repository", os.fspath(repository), "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        self.url = self.wait_for(ADDRESS).group(1)
+        threading.Thread(target=self._read_on, daemon=True).start()
+
+    def wait_for(self, pattern):
+        for line in self.process.stderr:
+            self.log.append(line)
+            if match := pattern.search(line):
+                return match
+        raise AssertionError("the service ended: " + "".join(self.log))
+
+    def _read_on(self):
+        self.log += self.process.stderr
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*arguments):
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+        process.process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_service_with_status_0_and_no_trace(start, repository, number):
+    process = start(repository)
+    with Client(process.url) as client:
+        client.wait_until_ready()
+        assert client.predict("m", [[1, 2]])["predictions"][0]["mean"] == 5.0
+    assert process.stop(number) == 0
+    assert "Traceback" not in "".join(process.log)
+
+
+def test_health_tells_readiness_by_its_status(start, repository, tmp_path):
+    for folder, status in ((repository, 0), (tmp_path / "none", 1)):
+        url = start(folder).url
+        health = subprocess.run([sys.executable, "-m", "service", "health", "--url", url], capture_output=True, text=True)
+        assert health.returncode == status
+    assert "does not exist yet" in health.stderr
+
+
+def test_sigterm_turns_readiness_to_503_while_requests_are_still_served(start, repository):
+    process = start(repository, "--drain-seconds", "1.5")
+    with Client(process.url) as client:
+        client.wait_until_ready()
+        process.process.send_signal(signal.SIGTERM)
+        until(lambda: not client.ready())
+        assert client.predict("m", [[1, 2]])["predictions"]
+        with httpx.Client() as fresh:  # a new connection is still taken
+            assert fresh.get(f"{process.url}/v2/health/ready").json()["error"] == "not ready: shutting down"
+    assert process.process.wait(timeout=20) == 0
+
+
+def test_a_port_in_use_is_status_1(start, repository):
+    port = start(repository).url.rpartition(":")[2]
+    command = [sys.executable, "-m", "service", "--repository", os.fspath(repository), "--port", port]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert second.returncode != 0
+    assert "address already in use" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_publishing_under_load_fails_no_request(start, repository, tmp_path):
+    write_formula_model(tmp_path / "new.onnx")
+    url = start(repository, "--no-access-log").url
+    versions, failures, swapped = set(), [], threading.Event()
+
+    def hammer():
+        with Client(url) as client:
+            after = 0
+            while after < 20 and not failures:
+                try:
+                    version = client.predict("m", [[1, 2]])["model"]["version"]
+                except ErrorbarError as error:
+                    failures.append(error)
+                    return
+                versions.add(version)
+                if version == "2":
+                    swapped.set()
+                    after += 1
+
+    with Client(url) as client:
+        client.wait_until_ready()
+        client.predict("m", [[1, 2]])
+        threads = [threading.Thread(target=hammer) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        publish(tmp_path / "new.onnx", repository, name="m")
+        assert swapped.wait(timeout=30)
+        for thread in threads:
+            thread.join(timeout=30)
+        assert failures == []
+        assert "2" in versions
+
+        bad = repository / "m" / "3"
+        bad.mkdir()
+        (bad / "model.onnx").write_bytes(b"nonsense")
+        until(lambda: len(client.models()[0]["versions"]) == 3)
+        assert client.models()[0]["versions"][2]["reason"].endswith("is not an ONNX file")
+        assert client.predict("m", [[1, 2]])["model"]["version"] == "2"
+        assert client.ready()
+
+
+def test_a_service_without_models_takes_in_the_first_that_is_published(start, tmp_path):
+    write_formula_model(tmp_path / "new.onnx")
+    with Client(start(tmp_path / "repository").url) as client:
+        assert not client.ready()
+        with pytest.raises(ErrorbarError, match="there is no model 'm'; there is no model yet"):
+            client.predict("m", [[1, 2]])
+        publish(tmp_path / "new.onnx", tmp_path / "repository", name="m")
+        client.wait_until_ready(timeout=30)
+        assert client.predict("m", [[1, 2]])["predictions"]
+
+
+def test_the_service_imports_nothing_of_training():
+    code = (
+        "import sys, service.server, service.client, service.cli\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'onnx', 'polars', 'sklearn', 'training'}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
