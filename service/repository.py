@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,28 +147,28 @@ class Repository:
     async def watch(self) -> None:
         """Rescan whenever the folder changes, and now and then in case the file system does not tell; runs until cancelled."""
         while True:
-            if not self.path.is_dir():
-                await asyncio.sleep(_MISSING_FOLDER_SECONDS)
+            try:
+                await self._watch_folder()
+            except Exception:
+                logger.exception("watching %s failed; again in %g s", self.path, self._rescan_seconds)
+                await asyncio.sleep(self._rescan_seconds)
                 await self.rescan()
-                continue
-            watched = self.path.stat().st_ino
-            async with contextlib.aclosing(self._changes()) as changes:
-                async for _ in changes:
-                    await self.rescan()
-                    if not self.path.is_dir() or self.path.stat().st_ino != watched:
-                        break  # another folder stands here now: watch that one
 
-    async def _changes(self) -> AsyncGenerator[None, None]:
+    async def _watch_folder(self) -> None:
+        """Watch the folder that stands there now, until another does."""
+        watched = _inode(self.path)
+        if watched is None:
+            await asyncio.sleep(_MISSING_FOLDER_SECONDS)
+            await self.rescan()
+            return
+        await self.rescan()  # something may have come between the last scan and this watch
         milliseconds = int(self._rescan_seconds * 1e3)
-        try:
-            yield  # something may have come between the last scan and the first watch
-            async for _ in awatch(
-                self.path, debounce=400, step=50, rust_timeout=milliseconds, yield_on_timeout=True, watch_filter=None
-            ):
-                yield
-        except OSError as error:
-            logger.warning("cannot watch %s (%s): reading it every %g s", self.path, error, self._rescan_seconds)
-            await asyncio.sleep(self._rescan_seconds)
+        changes = awatch(self.path, watch_filter=None, debounce=400, step=50, rust_timeout=milliseconds, yield_on_timeout=True)
+        async with contextlib.aclosing(changes):
+            async for _ in changes:
+                await self.rescan()
+                if _inode(self.path) != watched:
+                    return
 
     def _scan(self) -> dict[str, Found]:
         found = {}
@@ -229,6 +229,14 @@ class Repository:
         if waiting_for is not None and waiting_for != self._waiting_for:
             logger.warning("not ready: %s", waiting_for)
         self._waiting_for = waiting_for
+
+
+def _inode(folder: Path) -> int | None:
+    """What tells a folder from another that takes its place; None where there is none."""
+    try:
+        return folder.stat().st_ino if folder.is_dir() else None
+    except FileNotFoundError:
+        return None
 
 
 def _folders(path: Path) -> list[Path]:

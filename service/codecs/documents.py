@@ -68,7 +68,7 @@ def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:
             "instances": {"type": "array", "items": instance},
             "coverage": number_or_numbers | {"description": "of the prediction intervals, each between 0 and 1"},
             "quantiles": number_or_numbers | {"description": "probabilities whose quantiles are wanted"},
-            "thresholds": number_or_numbers | {"description": "values t for which P(y <= t) is wanted"},
+            "thresholds": number_or_numbers | {"description": "values t for which P(y <= t) is wanted, of every target"},
             "samples": {"type": "integer", "minimum": 0, "description": "draws from the predictive distribution"},
             "seed": {"type": "integer", "minimum": 0, "description": "makes the samples repeatable"},
             "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},

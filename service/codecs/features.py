@@ -117,10 +117,10 @@ def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Feat
 
 def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> dict[int, list[str]]:
     """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
-    outside = (x < features.minimum) | (x > features.maximum)  # NaN is neither
-    missing = np.isnan(x) & features.never_missing
-    if not (outside.any() or missing.any() or unknown):
+    if ((x >= features.minimum) & (x <= features.maximum)).all():  # NaN is neither, so nothing is missing or unknown
         return {}
+    outside = (x < features.minimum) | (x > features.maximum)
+    missing = np.isnan(x) & features.never_missing
     sentences: dict[int, list[str]] = {}
     for item in unknown:
         missing[item.row, item.feature] = False

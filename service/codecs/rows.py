@@ -18,7 +18,7 @@ from service.codecs.features import (
     warnings_about,
 )
 from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
-from service.inference.predictions import Prediction, Question
+from service.inference.predictions import Prediction, Question, check_finite
 
 _KEYS = ("instances", "coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _LARGEST_SEED = 2**63 - 1
@@ -84,7 +84,10 @@ def answer(
     targets: Sequence[str],
     model: dict[str, str],
 ) -> bytes:
-    """The JSON answer; a single target stands flat in each prediction, several stand by name."""
+    """The JSON answer; a single target stands flat in each prediction, several stand by name.
+
+    Raises InvalidRequestError where a number of the prediction is not finite, which JSON cannot hold.
+    """
     by_target = [_target_answers(prediction, target, coverage) for target in range(len(targets))]
     predictions: Iterable[dict[str, Any]]
     if len(targets) == 1:
@@ -94,7 +97,10 @@ def answer(
     rows = list(predictions)
     for row, sentences in warnings.items():
         rows[row]["warnings"] = sentences
-    return orjson.dumps({"model": model, "predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps({"model": model, "predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # how NaN and infinities are written; searching the text is cheaper than every array
+        check_finite(prediction, targets)
+    return text
 
 
 def _target_answers(prediction: Prediction, target: int, coverage: Sequence[float]) -> list[dict[str, Any]]:
@@ -166,8 +172,10 @@ class _Options:
         self._problems = problems
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """A number or a list of numbers, as a tuple; empty where absent."""
-        given = self._request.get(key, [])
+        """A number or a list of numbers, as a tuple; empty where absent or null."""
+        given = self._request.get(key)
+        if given is None:
+            return ()
         values = given if isinstance(given, list) else [given]
         wrong = [value for value in values if type(value) not in (int, float)]
         if wrong:

@@ -2,7 +2,7 @@
 calibration residuals. Intervals are the graph's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -52,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer, all finite: moments [n, targets], the others [n, targets, how many were asked] or None where not asked."""
+    """The answer: moments [n, targets], the others [n, targets, how many were asked] or None where not asked."""
 
     mean: NDArray[np.floating]
     std: NDArray[np.floating]
@@ -121,14 +121,10 @@ def check_support(question: Question, targets: CalibratedTargets) -> None:
 
 
 def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> Prediction:
-    """The answer to `question` from the graph's `outputs` on its rows.
-
-    Raises InvalidRequestError where a number of the answer is not finite: the row lies so far out that the model's own
-    arithmetic overflows.
-    """
+    """The answer to `question` from the graph's `outputs` on its rows."""
     moments = {name: outputs[name] for name in _MOMENTS + _INTERVALS}
     if not (question.quantiles or question.thresholds or question.samples):
-        return _finite(Prediction(**moments), targets)
+        return Prediction(**moments)
     location, scale = (outputs[name].astype(np.float64) for name in _DISTRIBUTION)
     groups = _groups(question.x, targets)
     kind = outputs["location"].dtype
@@ -150,7 +146,17 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
             lambda residuals, rows: sample_factors(residuals, rng, rows=len(rows), samples=question.samples),
         )
         extra["samples"] = _raw(location, scale, drawn, targets).astype(kind)
-    return _finite(Prediction(**moments, **extra), targets)
+    return Prediction(**moments, **extra)
+
+
+def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
+    """Raise InvalidRequestError about rows with a number that is not finite: the model's arithmetic overflows that far out."""
+    arrays = [array for array in vars(prediction).values() if array is not None]
+    wrong = np.any([~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=2) for array in arrays], axis=0)
+    places = np.argwhere(wrong)[: LISTED_PROBLEMS + 1].tolist()
+    if places:
+        far = "is not a finite number: the row is too far from the training rows"
+        raise refuse([Problem(f"the prediction of {targets[target]} {far}", row=row) for row, target in places])
 
 
 @lru_cache(maxsize=4096)
@@ -209,19 +215,3 @@ def _standardised(thresholds: Values, location: Values, scale: Values, targets: 
         row[:] = np.where(thresholds <= transform.minimum, -np.inf, np.inf)
         row[inside] = transform.forward(thresholds[inside])
     return (forward - location[:, :, None]) / scale[:, :, None]
-
-
-def _finite(prediction: Prediction, targets: CalibratedTargets) -> Prediction:
-    arrays = [array for array in vars(prediction).values() if array is not None]
-    if all(np.isfinite(array).all() for array in arrays):
-        return prediction
-    wrong = np.any([~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=2) for array in arrays], axis=0)
-    raise refuse(
-        [
-            Problem(
-                f"the prediction of {targets.names[target]} is not a finite number: the row is too far from the training rows",
-                row=row,
-            )
-            for row, target in np.argwhere(wrong)[: LISTED_PROBLEMS + 1].tolist()
-        ]
-    )

@@ -263,3 +263,16 @@ async def test_a_repository_that_is_made_later_or_made_anew_is_watched(tmp_path,
         write_version(path, 3)
         await until_changed()
         assert models.model("m").version == 3
+
+
+async def test_a_file_system_that_cannot_be_watched_is_read_now_and_then(repository, monkeypatch, caplog):
+    def no_watches(*_, **__):
+        raise OSError(28, "OS file watch limit reached")
+
+    monkeypatch.setattr("service.repository.awatch", no_watches)
+    async with watching(repository, rescan_seconds=0.05) as (models, until_changed):
+        await until_changed()
+        write_version(repository, 2)
+        await until_changed()
+        assert models.model("m").version == 2
+    assert "OS file watch limit reached" in caplog.text

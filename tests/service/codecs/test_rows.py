@@ -189,5 +189,19 @@ def test_a_float32_is_written_with_the_digits_it_has():
     assert b'"mean":0.33333334,' in answer(prediction(2, 1, 1), {}, coverage=(0.9,), targets=("y",), model={})
 
 
+@pytest.mark.parametrize("name", ["mean", "std", "epistemic_std", "lower", "upper", "quantiles", "cdf", "samples"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_number_that_json_has_not_is_refused_wherever_it_stands(name, number):
+    extra = {kind: np.zeros((2, 1, 1)) for kind in ("quantiles", "cdf", "samples")}
+    unusual = prediction(2, 1, 1, **extra)
+    getattr(unusual, name)[1] = number
+    with pytest.raises(InvalidRequestError, match="row 1: the prediction of y is not a finite number"):
+        answer(unusual, {}, coverage=(0.9,), targets=("y",), model={})
+
+
+def test_a_warning_may_hold_the_word_null():
+    assert b"null" in answer(prediction(1, 1, 1), {0: ["a null"]}, coverage=(0.9,), targets=("y",), model={})
+
+
 def test_no_rows_get_no_predictions():
     assert b'"predictions":[]' in answer(prediction(0, 1, 1), {}, coverage=(0.9,), targets=("y",), model={})

@@ -6,7 +6,7 @@ import pytest
 from models.artifact import cpu_session, read_model, session_run
 from models.manifest import Target
 from service.errors import InvalidRequestError
-from service.inference.predictions import Question, calibrated_targets, check_support, predict
+from service.inference.predictions import Question, calibrated_targets, check_finite, check_support, predict
 from tests.model_files import MIXED, write_formula_model
 
 PLAIN = Target(name="y", minimum=-50.0, maximum=50.0)
@@ -128,8 +128,9 @@ def test_only_rows_whose_group_is_too_small_are_refused(grouped):
 
 def test_a_row_so_far_out_that_the_answer_overflows_is_refused(path):
     write_formula_model(path, targets=(PLAIN, LOG))
-    with np.errstate(over="ignore"), pytest.raises(InvalidRequestError) as caught:
-        answered(path, [[0.1, 0.2], [200.0, 0.0]])
+    prediction, _ = answered(path, [[0.1, 0.2], [200.0, 0.0]])
+    with pytest.raises(InvalidRequestError) as caught:
+        check_finite(prediction, ["y", "z"])
     assert str(caught.value) == "row 1: the prediction of z is not a finite number: the row is too far from the training rows"
 
 
