@@ -15,9 +15,10 @@ from service.inference.batcher import RunLimits
 from service.inference.model import ServedModel, load_model
 from service.inference.session import Device, choose_device
 from service.repository import Repository
-from service.routes import health, predict, repository
+from service.routes import health, repository
 from service.routes.answers import add_error_handlers
 from service.routes.openapi import openapi_document
+from service.routes.predict import PredictRoutes
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
@@ -36,10 +37,10 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looking for a provider costs 5 % of a request
     )
     app.state.service = state
-    app.router.routes[:0] = predict.routes  # first, since they are asked most
     app.include_router(health.router)
     app.include_router(repository.router)
     add_error_handlers(app)
+    app.add_middleware(PredictRoutes, state=state)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
 
     def openapi() -> dict[str, Any]:

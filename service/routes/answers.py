@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from service.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, ServiceError, TooLargeError
 
@@ -18,36 +19,47 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
-async def read_body(request: Request, *, limit: int) -> bytes:
+CLIENT_GONE = 499
+"""The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
+
+
+def error_answer(error: ServiceError, *, headers: Mapping[str, str] | None = None) -> Response:
+    """The response that tells of `error`."""
+    retry = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    return json_answer(error.body(), status=error.status, headers={**(headers or {}), **retry})
+
+
+async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """The request's body, decompressed where `Content-Encoding` says gzip or deflate.
 
     `limit`: bytes, before and after decompression; a larger body is refused (TooLargeError) without reading on.
     """
-    message = await request.receive()
+    message = await receive()
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
-        body = await _rest_of_body(request, body, limit=limit)
+        body = await _rest_of_body(receive, body, limit=limit)
     elif message["type"] == "http.disconnect":
         raise ClientDisconnect
     if len(body) > limit:
         raise _too_large(limit)
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    return body if encoding == "identity" else _decompressed(body, encoding, limit=limit)
+    for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            return _decompressed(body, value.decode("latin-1").lower(), limit=limit)
+    return body
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Let every failure of `app` leave as `{"error": sentence}`."""
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
 
 
-async def _rest_of_body(request: Request, start: bytes, *, limit: int) -> bytes:
+async def _rest_of_body(receive: Receive, start: bytes, *, limit: int) -> bytes:
     body, more = bytearray(start), True
     while more:
         if len(body) > limit:
             raise _too_large(limit)
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -56,6 +68,8 @@ async def _rest_of_body(request: Request, start: bytes, *, limit: int) -> bytes:
 
 
 def _decompressed(body: bytes, encoding: str, *, limit: int) -> bytes:
+    if encoding == "identity":
+        return body
     if encoding not in ("gzip", "deflate"):
         raise InvalidRequestError(f"Content-Encoding {encoding[:40]!r} is not read here; send gzip, deflate or no encoding")
     reader = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # finds out by itself whether gzip or zlib
@@ -77,8 +91,7 @@ def _too_large(limit: int) -> TooLargeError:
 async def _on_service_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    return json_answer(error.body(), status=error.status, headers=headers)
+    return error_answer(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -93,7 +106,3 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     else:
         mapped = InvalidRequestError(str(error.detail))
     return json_answer(mapped.body(), status=error.status_code, headers=error.headers)
-
-
-async def _on_disconnect(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # read by nobody; stands in the access log

@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+import logging
 import threading
 import zlib
 
@@ -267,3 +268,21 @@ def count_runs(service):
     run, runs = batcher._run, []
     batcher._run = lambda *arguments: runs.append(1) or run(*arguments)
     return runs
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug(repository, caplog):
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/models/m:predict", "headers": [], "client": None}
+    async with running(repository) as service:
+        with caplog.at_level(logging.INFO):
+            await service.app(scope, receive, send)
+    assert sent[0]["status"] == 499
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
