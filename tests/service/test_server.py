@@ -83,7 +83,7 @@ def test_health_tells_readiness_by_its_status(start, repository, tmp_path):
 
 
 def test_sigterm_turns_readiness_to_503_while_requests_are_still_served(start, repository):
-    process = start(repository, "--drain-seconds", "1.5")
+    process = start(repository, "--drain-seconds", "3")
     with Client(process.url) as client:
         client.wait_until_ready()
         process.process.send_signal(signal.SIGTERM)
