@@ -134,8 +134,12 @@ def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float], *, tole
 
     x: [n, features]. coverage: values that every calibration group supports. tolerance: float32 networks differ between
     machines and devices by about 1e-6 of the std of a row; a wrong weight or column moves an answer by far more than 1e-3.
+    Raises ValueError where an answer is not finite.
     """
     answers = run(x, np.array(coverage, dtype=np.float64))
+    endless = [name for name in OUTPUTS if not np.isfinite(answers[name]).all()]
+    if endless:  # JSON would turn it into null, and no reader would accept the file
+        raise ValueError(f"golden rows at coverage {', '.join(map(str, coverage))}: {', '.join(endless)} is not finite")
     return Golden(
         x=[[None if np.isnan(value) else float(value) for value in row] for row in x],
         coverage=coverage,

@@ -96,7 +96,7 @@ class CalibrationOptions(_Options):
     baselines: Annotated[bool, Field(description="Also fit the homoscedastic network that the report compares with")] = True
 
 
-class FitOptions(TableOptions, NetworkOptions, CalibrationOptions):
+class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic puts the fields of the last base first
     """All options of `python -m training fit`."""
 
     def transforms(self) -> dict[str, str]:

@@ -73,7 +73,7 @@ def calibrated_graph(
     del graph.input[:]
     graph.input.extend([inputs_by_name["x"], inputs_by_name["coverage"]])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="errorbar")
-    model.ir_version = 9  # as old as the operators allow, so that older runtimes load it
+    model.ir_version = 8  # as old as the operators allow, so that older runtimes load it
     onnx.checker.check_model(model)
     return model
 

@@ -146,7 +146,9 @@ def trained(name, x, y):
     """A linear network at the optimum of a loss."""
     chosen = loss(name)
     head = linear_head(features=x.shape[2], heteroscedastic=chosen.heteroscedastic)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        head.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimiser.zero_grad()

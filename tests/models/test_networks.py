@@ -31,7 +31,12 @@ def rows(number):
     """Ordinary rows with some missing values: [number, 4]."""
     rng = np.random.default_rng(0)
     x = np.column_stack(
-        [rng.normal(10, 2, number), rng.integers(2, size=number), rng.integers(3, size=number), 1.7e9 + rng.uniform(-9e4, 9e4, number)]
+        [
+            rng.normal(10, 2, number),
+            rng.integers(2, size=number),
+            rng.integers(3, size=number),
+            1.7e9 + rng.uniform(-9e4, 9e4, number),
+        ]
     )
     x[rng.random(x.shape) < 0.1] = np.nan
     return torch.from_numpy(x)
@@ -78,8 +83,8 @@ def test_the_smooth_clip_rises_and_stays_within_its_bound():
     x = torch.tensor(ROW, dtype=torch.float64).repeat(2001, 1)
     x[:, 0] = values
     squeezed = Features(STATISTICS)(x)[:, 0]
-    assert (squeezed.diff() >= 0).all()
-    assert squeezed.abs().max() <= SMOOTH_CLIP
+    assert squeezed.diff().min() > -1e-6  # float32 rounding near the bound
+    assert squeezed.abs().max() <= SMOOTH_CLIP + 1e-6
 
 
 def test_timestamps_one_second_apart_stay_apart():
@@ -90,7 +95,15 @@ def test_timestamps_one_second_apart_stay_apart():
     assert near[0] < near[1] < near[2]
     assert late == pytest.approx([SMOOTH_CLIP] * 3)
     far = FeatureStatistics(
-        scaled=[0], centre=[2e9], scale=[3600.0], embedded=[], indicated=[], one_hot=[], one_hot_code=[], cyclic=[], cycle_seconds=[]
+        scaled=[0],
+        centre=[2e9],
+        scale=[3600.0],
+        embedded=[],
+        indicated=[],
+        one_hot=[],
+        one_hot_code=[],
+        cyclic=[],
+        cycle_seconds=[],
     )
     answers = Features(far)(2e9 + torch.arange(5, dtype=torch.float64)[:, None]).flatten()
     torch.testing.assert_close(answers.diff(), torch.full((4,), 1 / 3600), rtol=1e-3, atol=0)

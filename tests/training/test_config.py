@@ -31,7 +31,7 @@ def test_a_target_is_all_that_must_be_given():
 
 
 def test_without_a_target_it_is_asked_for():
-    with pytest.raises(OptionError, match="^--target is needed$"):
+    with pytest.raises(OptionError, match=r"^--target is needed$"):
         fit_options({"loss": "nll"})
 
 
