@@ -33,7 +33,6 @@ th, td {{ padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
 .warning {{ padding: .6rem .9rem; border-left: 4px solid var(--warn); background: var(--warned); color: var(--warn) }}
 .figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }}
 figure {{ margin: 0; padding: .8rem; background: var(--card); border-radius: .5rem }} img {{ width: 100%; height: auto }}
-pre {{ white-space: pre-wrap; padding: .6rem; background: var(--card) }}
 </style>
 </head>
 <body>
