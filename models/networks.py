@@ -78,17 +78,17 @@ class Features(nn.Module):
         """Scaled columns first, in order; then indicators, one-hot, cycles."""
         parts = []
         if self.statistics.scaled:
-            standardised = (x[:, self.scaled] - self.centre) / self.scale
+            standardised = (x.index_select(1, self.scaled) - self.centre) / self.scale
             standardised = (
                 torch.where(standardised.isnan(), 0.0, standardised).clamp(-1e6, 1e6).float()
             )  # infinity has no ratio
             parts.append(standardised / (1 + (standardised / SMOOTH_CLIP).square()).sqrt())
         if self.statistics.indicated:
-            parts.append(x[:, self.indicated].isnan().float())
+            parts.append(x.index_select(1, self.indicated).isnan().float())
         if self.statistics.one_hot:
-            parts.append(x[:, self.one_hot].eq(self.one_hot_code).float())
+            parts.append(x.index_select(1, self.one_hot).eq(self.one_hot_code).float())
         if self.statistics.cyclic:
-            turns = x[:, self.cyclic] / self.cycle_seconds
+            turns = x.index_select(1, self.cyclic) / self.cycle_seconds
             angle = (2 * math.pi * (turns - turns.floor())).float()
             known = (~angle.isnan()).float()
             angle = torch.where(angle.isnan(), 0.0, angle)
@@ -190,7 +190,7 @@ class StackedNetwork(nn.Module):
         """features: [members, n, width], or [1, n, width] for rows that all members share -> [members, n, targets]."""
         hidden = features
         if self.embedding is not None:
-            embedded = self.embedding(features[..., self.embedded])
+            embedded = self.embedding(features.index_select(-1, self.embedded))
             hidden = torch.cat([features.expand(embedded.shape[0], -1, -1), embedded], dim=-1)
         for layer in self.layers:
             hidden = self.dropout(self.activation(layer(hidden)))

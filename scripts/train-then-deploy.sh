@@ -32,34 +32,27 @@ done
 
 ensure_environment training
 
-work=$(mktemp -d)
 service_pid=''
 finish() {
     trap '' INT TERM
     [ -z "$service_pid" ] || { kill "$service_pid" 2>/dev/null && wait "$service_pid" 2>/dev/null; } || true
-    rm -rf "$work"
 }
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+root=$PWD
 if [ -z "$table" ]; then
     mkdir -p data
-    table=data/diabetes.csv
-    python -m training dataset diabetes >"$work/diabetes.csv"
-    mv "$work/diabetes.csv" "$table"
+    table=$root/data/diabetes.csv
+    python -m training dataset diabetes >"$table.tmp"
+    mv "$table.tmp" "$table"
     options+=(--target progression)
-else
-    case $table in /*) ;; *) table=$invoked_from/$table ;; esac
 fi
-if [ -z "$name" ]; then
-    name=$(basename "$table")
-    name=$(printf %s "${name%%.*}" | tr -c 'A-Za-z0-9._-' '-')
-fi
-
-python -m training fit "$table" "${options[@]}" --output "$work/$name.onnx"
-python -m training publish "$work/$name.onnx" model-repository --name "$name"
-version=$(ls model-repository/"$name" | grep -E '^[1-9][0-9]*$' | sort -n | tail -n 1)
+published=$(cd "$invoked_from" && "$root/scripts/train-and-publish.sh" "$table" --repository "$root/model-repository" \
+    ${name:+--name "$name"} "${options[@]}")
+version=$(basename "$(dirname "$published")")
+name=$(basename "$(dirname "$(dirname "$published")")")
 
 url=http://127.0.0.1:$port
 if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then  # nobody listens there yet

@@ -33,7 +33,8 @@ Moments = tuple[Values, Values]
 
 _CHUNK_ROWS = 8192
 _GOLDEN_COVERAGES = (0.5, 0.8, 0.9)
-_GOLDEN_QUANTILES = ("0.05", "0.25", "0.5", "0.75", "0.95")
+_GOLDEN_PLACES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Where golden values lie in a column's training range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,13 @@ def calibrated(
     """The calibration that these residuals make; None stands for method `none`, the family's own intervals.
 
     freedom: [targets], the degrees of freedom of a student_t family, else None. Raises OptionError where `group_column` is not
-    a categorical or boolean feature.
+    a categorical or boolean feature, and where there are no residuals to group.
     """
+    if residuals is None and group_column:
+        raise OptionError(f"--calibrate-by {group_column}: needs calibration rows, which calibration none does not take")
     if residuals is None:
         unit = [distribution(family, mean=0.0, std=1.0, degrees_of_freedom=df) for df in freedom]
-        groups = [ResidualGroup(residuals=[conformal.family_residuals(one.quantile).tolist() for one in unit])]
+        groups = [ResidualGroup(residuals=[conformal.family_residuals(one.quantile)[0].tolist() for one in unit])]
         factors = np.ones(len(freedom))
     else:
         factors = np.array(
@@ -112,7 +115,7 @@ def calibrated(
         groups += _groups_by_value(ordered, columns, group_column) if group_column else []
     words = conformal.guarantee(method, interval=interval, rows=groups[0].rows)
     if group_column:
-        words += f" The same holds within each value of {group_column}, with that value's own rows."
+        words += f" The same holds within each value of {group_column} that has calibration rows, with these rows alone."
     return Calibration(
         method=method,
         interval=interval,
@@ -149,11 +152,11 @@ def group_feature(columns: list[Column], name: str) -> tuple[int, Column]:
 
 
 def golden(run: Run, columns: list[Column], calibration: Calibration) -> Golden:
-    """Golden rows at coverages that every group supports: rows made of column quantiles, and one with everything missing.
+    """Golden rows at coverages that every group supports: rows spread over the columns' ranges, and one with everything missing.
 
     Made, not taken: a model file then holds no row of anybody's table.
     """
-    rows = [[_typical_value(column, number) for column in columns] for number in range(len(_GOLDEN_QUANTILES))]
+    rows = [[_typical_value(column, number) for column in columns] for number in range(len(_GOLDEN_PLACES))]
     x = np.array([*rows, [np.nan] * len(columns)])
     fewest = min(group.rows for group in calibration.groups)
     largest = conformal.largest_coverage(fewest, interval=calibration.interval)
@@ -165,7 +168,8 @@ def _typical_value(column: Column, number: int) -> float:
         return float(number % len(column.categories))
     if column.kind == "boolean":
         return float(number % 2)
-    return column.quantiles[_GOLDEN_QUANTILES[number]]
+    low, high = column.minimum or 0.0, column.maximum or 0.0
+    return low + _GOLDEN_PLACES[number] * (high - low)
 
 
 def recalibrate(
@@ -175,6 +179,9 @@ def recalibrate(
 
     x [n, columns], y [n, targets]: rows that are new to the model, neither fitted nor used for early stopping. The evaluation
     is dropped, since it was of the old intervals. interval, group_column: None keeps the model's.
+
+    Raises ArtifactError for a bad file, and OptionError where the rows are too few for the model's default coverage or
+    `group_column` cannot be calibrated by.
     """
     open_model(model)
     data, old = read_model(model)
@@ -190,6 +197,12 @@ def recalibrate(
         columns=old.columns,
         group_column=group_column or old.calibration.group_column,
     )
+    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
+    if old.default_coverage > largest:
+        raise OptionError(
+            f"{len(x)} rows support a coverage of at most {largest}, and the model answers {old.default_coverage} by default: "
+            "calibrate on more rows"
+        )
     whole = calibrated_graph(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
     ).SerializeToString()

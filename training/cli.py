@@ -29,6 +29,8 @@ _PANELS: list[tuple[type[BaseModel], str]] = [
     (CalibrationOptions, "Splits, calibration, evaluation"),
 ]
 
+_METAVARS = {list[str]: "TEXT", str: "TEXT", int: "N", float: "X"}
+
 Model = Annotated[Path, typer.Argument(help="Model file")]
 Table = Annotated[Path, typer.Argument(help="CSV, CSV.gz or Parquet file")]
 Delimiter = Annotated[str, typer.Option(help="Delimiter of a CSV file")]
@@ -89,14 +91,18 @@ def _option(name: str, field: FieldInfo) -> Any:
     """The typer option of a field of FitOptions: not given is None, so that a TOML file can speak."""
     panel = next(title for options, title in _PANELS if name in options.model_fields)
     default = field.get_default()
-    words = "" if field.is_required() or default in (None, [], False) else f" [default: {'on' if default is True else default}]"
-    flag = f"--{name.replace('_', '-')}"
     kind: Any = _plain_type(field.annotation)
+    words = str(field.description)
+    if get_origin(kind) is Literal:
+        words += f": {', '.join(get_args(kind))}"
+    if not (field.is_required() or default in (None, [], False)):
+        words += f" (default {'on' if default is True else default})"
+    flag = f"--{name.replace('_', '-')}"
     if kind is bool and default is True:
         flag = f"{flag}/--no-{name.replace('_', '-')}"
-    return Annotated[
-        kind | None, typer.Option(flag, help=f"{field.description}{words}", rich_help_panel=panel, show_default=False)
-    ]
+    metavar = None if kind is bool else "NAME" if get_origin(kind) is Literal else _METAVARS[kind]
+    option = typer.Option(flag, help=words, metavar=metavar, rich_help_panel=panel, show_default=False)
+    return Annotated[kind | None, option]
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -11,6 +11,7 @@ from models.distributions import distribution
 from models.manifest import Calibration, Evaluation, IntervalKind, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
 from training.calibrate import Moments, Residuals, Values, calibrated, transformed
+from training.graph import MOMENT_NODES
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 _CHUNK_ROWS = 8192
@@ -156,8 +157,8 @@ def _raw_units(values: Values, targets: list[Target]) -> Values:
 def _raw_moments(location: Values, scale: Values, residuals: Values, targets: list[Target]) -> Moments:
     if all(target.transform == "identity" for target in targets):
         return location, scale
-    levels = (np.arange(128) + 0.5) / 128
-    nodes = np.quantile(residuals, levels, axis=1).T
+    levels = (np.arange(MOMENT_NODES) + 0.5) / MOMENT_NODES
+    nodes = np.quantile(residuals, levels, axis=1, method="hazen").T
     raw = _raw_units(location[..., None] + scale[..., None] * nodes, targets)
     plain = np.array([target.transform == "identity" for target in targets])
     return np.where(plain, location, raw.mean(axis=2)), np.where(plain, scale, raw.std(axis=2))

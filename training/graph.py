@@ -202,15 +202,14 @@ def _ranks(interval: str) -> list[str]:
 
 
 def _gathered(rank: str, factor: str) -> list[str]:
+    """Scores at [groups, k] ranks: [groups, targets, k]. No Shape operator: it would pin part of the graph to the CPU."""
     return [
         f"{rank}_from_zero = Max({rank}, zero)",
         f"{rank}_bounded = Min({rank}_from_zero, rows_plus_one)",
         f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank}_bounded)",
-        f"{rank}_columns = Unsqueeze({rank}_integer, middle_axis)",
-        f"{rank}_shape = Shape({rank}_columns)",
-        f"{rank}_full_shape = Max({rank}_shape, targets_shape)",
-        f"{rank}_index = Expand({rank}_columns, {rank}_full_shape)",
-        f"{factor} = GatherElements<axis=2>(scores, {rank}_index)",
+        f"{rank}_index = Add({rank}_integer, group_offset)",
+        f"{rank}_scores = Gather<axis=0>(scores, {rank}_index)",
+        f"{factor} = Transpose<perm=[0, 2, 1]>({rank}_scores)",
     ]
 
 
@@ -241,16 +240,16 @@ def _interval(*, plain: bool) -> list[str]:
 def _constants(targets: list[Target], calibration: Calibration, group_feature: int | None) -> dict[str, NDArray[np.generic]]:
     float64, int64 = np.float64, np.int64
     groups = [np.array(group.residuals, dtype=float64) for group in calibration.groups]
+    table = score_table(groups, interval=calibration.interval)
     constants: dict[str, NDArray[np.generic]] = {
         "first_axis": np.array([0], dtype=int64),
-        "middle_axis": np.array([1], dtype=int64),
         "last_axis": np.array([-1], dtype=int64),
         "zero": np.array(0.0),
         "rank_guard": np.array(RANK_GUARD),
         "scale_factor": np.array(calibration.scale_factor, dtype=float64),
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
-        "scores": score_table(groups, interval=calibration.interval),
-        "targets_shape": np.array([1, len(targets), 0], dtype=int64),
+        "scores": table.transpose(0, 2, 1).reshape(-1, len(targets)),
+        "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
     }
     if calibration.interval == "equal_tailed":
         constants |= {"one": np.array(1.0), "half": np.array(0.5)}

@@ -38,14 +38,17 @@ def predict_table(
     """
     if output.suffix not in (".parquet", ".csv"):
         raise OptionError(f"--output {output}: the name of the predictions ends in .parquet or .csv")
+    if output.resolve() == table.resolve():
+        raise OptionError(f"--output {output}: is the table itself; give the predictions a name of their own")
     run, manifest = open_model(model)
-    coverages = list(coverages) or [manifest.default_coverage]
+    coverages = list(dict.fromkeys(coverages)) or [manifest.default_coverage]
     require_supported(coverages, manifest)
+    keep = list(dict.fromkeys(keep))
     wanted = list(dict.fromkeys([*keep, *manifest.feature_names]))
     batches = read_batches(table, columns=wanted, batch_rows=BATCH_ROWS, delimiter=delimiter)
     unknown: dict[str, int] = {}
-    schema: dict[str, pl.DataType | type[pl.DataType]] = dict(_column_names(manifest, coverages))
-    taken = sorted(set(keep) & set(schema))
+    names = _column_names(manifest, coverages)
+    taken = sorted(set(keep) & set(names))
     if taken:
         raise OptionError(f"--keep {taken[0]}: a column of the predictions has that name; rename the column of the table")
 
@@ -55,7 +58,7 @@ def predict_table(
             x, unknown_here = encode(frame, manifest.columns, first_row=row)
             for name, count in unknown_here.items():
                 unknown[name] = unknown.get(name, 0) + count
-            yield frame.select(keep).hstack(_predictions(run, x, manifest, coverages))
+            yield frame.with_columns(**_predictions(run, x, manifest, coverages)).select(*keep, *names)
             row += frame.height
             on_rows(frame.height)
 
@@ -71,13 +74,10 @@ def predict_table(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         unfinished = Path(folder) / output.name
         lazy = register_io_source(source, schema=first.schema)
-        try:
-            if output.suffix == ".parquet":
-                lazy.sink_parquet(unfinished)
-            else:
-                lazy.sink_csv(unfinished)
-        except pl.exceptions.ComputeError as error:
-            raise (_cause(error) or error) from error
+        if output.suffix == ".parquet":
+            lazy.sink_parquet(unfinished)
+        else:
+            lazy.sink_csv(unfinished)
         unfinished.replace(output)
     return unknown
 
@@ -104,36 +104,22 @@ def require_supported(coverages: Sequence[float], manifest: Manifest) -> None:
         largest = largest_coverage(group.rows, interval=manifest.calibration.interval)
         for coverage in coverages:
             if not 0 < coverage < 1:
-                raise OptionError(f"--coverage {coverage:g}: a coverage lies between 0 and 1, 0.9 for 90 %")
+                raise OptionError(f"--coverage {coverage}: a coverage lies between 0 and 1, 0.9 for 90 %")
             if coverage > largest:
                 where = "this model has" if group.value is None else f"{manifest.calibration.group_column} {group.value} has"
-                raise OptionError(f"--coverage {coverage:g}: {where} {group.rows} calibration rows; the largest is {largest:g}")
+                raise OptionError(f"--coverage {coverage}: {where} {group.rows} calibration rows; the largest is {largest}")
 
 
-def _column_names(manifest: Manifest, coverages: Sequence[float]) -> Iterator[tuple[str, type[pl.DataType]]]:
-    for target in manifest.target_names:
-        for moment in _MOMENTS:
-            yield f"{target}_{moment}", pl.Float64
-        for coverage in coverages:
-            yield f"{target}_lower_{coverage:g}", pl.Float64
-            yield f"{target}_upper_{coverage:g}", pl.Float64
+def _column_names(manifest: Manifest, coverages: Sequence[float]) -> list[str]:
+    ends = [f"{end}_{coverage}" for coverage in coverages for end in ("lower", "upper")]
+    return [f"{target}_{what}" for target in manifest.target_names for what in (*_MOMENTS, *ends)]
 
 
-def _predictions(run: Run, x: Values, manifest: Manifest, coverages: Sequence[float]) -> pl.DataFrame:
+def _predictions(run: Run, x: Values, manifest: Manifest, coverages: Sequence[float]) -> dict[str, pl.Series]:
     answers = run(x, np.array(coverages, dtype=np.float64))
     arrays = []
     for t in range(len(manifest.targets)):
         arrays += [answers[moment][:, t] for moment in _MOMENTS]
-        for k in range(len(coverages)):
-            arrays += [answers["lower"][:, t, k], answers["upper"][:, t, k]]
-    names = [name for name, _ in _column_names(manifest, coverages)]
-    return pl.DataFrame({name: array.astype(np.float64) for name, array in zip(names, arrays, strict=True)})
-
-
-def _cause(error: BaseException) -> TableError | None:
-    """The TableError that polars wrapped, if it was one."""
-    while error is not None:
-        if isinstance(error, TableError):
-            return error
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return None
+        arrays += [answers[end][:, t, k] for k in range(len(coverages)) for end in ("lower", "upper")]
+    names = _column_names(manifest, coverages)
+    return {name: pl.Series(array.astype(np.float64)) for name, array in zip(names, arrays, strict=True)}

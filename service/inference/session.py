@@ -90,7 +90,7 @@ class Session:
 
 def _cuda_session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-        raise DeviceError("this onnxruntime has no CUDA; install errorbar's extra `cuda` instead of the CPU package")
+        raise DeviceError("this onnxruntime has no CUDA: install onnxruntime-gpu in the place of onnxruntime")
     onnxruntime.preload_dlls()
     # Refuses any node on the CPU; only allowed where the CPU is not among the providers.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

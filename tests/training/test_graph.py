@@ -407,4 +407,9 @@ def test_a_node_with_an_output_that_nothing_uses_stays_in_the_network():
 def test_the_residuals_stand_in_the_graph_as_a_constant():
     residuals = draws(99)
     scores = next(tensor for tensor in model(residuals).graph.initializer if tensor.name == "scores")
-    assert numpy_helper.to_array(scores)[0, 0].tolist() == [0.0, *np.sort(np.abs(residuals[0])), math.inf]
+    assert numpy_helper.to_array(scores)[:, 0].tolist() == [0.0, *np.sort(np.abs(residuals[0])), math.inf]
+
+
+def test_no_operator_of_the_calibrated_part_lives_on_the_cpu_only():
+    graph = model(draws(99), draws(19), columns=MIXED, group_column="colour", codes=(None, 0.0), interval="equal_tailed").graph
+    assert not {"Shape", "Size", "NonZero", "Range"} & {node.op_type for node in graph.node}

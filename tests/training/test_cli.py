@@ -1,0 +1,180 @@
+import json
+import re
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from models.artifact import read_manifest
+from tests.model_files import MIXED, write_formula_model
+from training import cli
+from training.config import FitOptions
+
+SMALL_TOML = """
+members = 2
+folds = 2
+width = 8
+depth = 1
+frequencies = 2
+embedding-outputs = 2
+epochs = 3
+baselines = false
+"""
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m training` in this process: (status, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        out = capsys.readouterr()
+        return status, out.out, " ".join(out.err.split())
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_formula_model(tmp_path / "formula.onnx", columns=MIXED)
+    return tmp_path / "formula.onnx"
+
+
+@pytest.fixture
+def mixed_rows(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "id": [f"r{i}" for i in range(60)],
+            "a": [i / 30 - 1 for i in range(60)],
+            "b": [i / 6 for i in range(60)],
+            "colour": ["red", "green", "violet"] * 20,
+            "open": [True, False] * 30,
+            "when": ["2021-01-01T00:00:00"] * 60,
+            "y": [float(i) for i in range(60)],
+        }
+    )
+    frame.write_csv(tmp_path / "rows.csv")
+    return tmp_path / "rows.csv"
+
+
+def test_help_names_every_option_of_the_fit(command):
+    status, out, _ = command("fit", "--help")
+    assert status == 0
+    for name, field in FitOptions.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in out
+        assert field.description.split()[0] in out
+
+
+def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tmp_path):
+    (tmp_path / "fit.toml").write_text(SMALL_TOML)
+    assert command("dataset", "sine", "--rows", "120")[0] == 0
+    status, out, _ = command("dataset", "sine", "--rows", "120", "--seed", "1")
+    (tmp_path / "sine.csv").write_text(out)
+    status, out, err = command(
+        "fit",
+        tmp_path / "sine.csv",
+        "--target",
+        "y",
+        "--config",
+        tmp_path / "fit.toml",
+        "--epochs",
+        2,
+        "-o",
+        tmp_path / "m.onnx",
+    )
+    assert status == 0, err
+    assert "test rows" in out
+    options = read_manifest(tmp_path / "m.onnx").network.options
+    assert (options["members"], options["epochs"]) == (2, 2)
+    assert "m.html" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "nowhere.csv", "--target", "y"], "nowhere.csv"),
+        (["fit", "sine.csv"], "--target is needed"),
+        (["fit", "sine.csv", "--target", "Y"], "'y'"),
+        (["fit", "sine.csv", "--target", "y", "--dropout", "1.5"], "--dropout"),
+        (["fit", "sine.csv", "--target", "y", "--minimum-std", "20"], "must be below maximum_std"),
+        (["inspect", "sine.csv"], "is not an ONNX file"),
+        (["predict", "formula.onnx", "rows.csv", "-o", "out.xlsx"], ".parquet or .csv"),
+        (["predict", "formula.onnx", "rows.csv", "-o", "out.csv", "--coverage", "0.999"], "the largest is"),
+        (["publish", "formula.onnx", "repository", "--name", "../up"], "model name"),
+        (["evaluate", "formula.onnx", "sine.csv"], "has no column"),
+        (["dataset", "moon"], "three_targets"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(command, model, mixed_rows, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sine.csv").write_text("x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(50)))
+    status, out, err = command(*arguments)
+    assert status == 2
+    assert words in err
+    assert "Traceback" not in err + out
+
+
+def test_an_option_that_does_not_exist_is_refused(command):
+    status, _, err = command("fit", "x.csv", "--targt", "y")
+    assert status == 2
+    assert "--targt" in err
+
+
+def test_inspect_tells_people_and_programs(command, model):
+    _, out, _ = command("inspect", model)
+    assert re.search(r"colour\s.*blue, green, red", out)
+    assert "beta_nll" in out
+    _, out, _ = command("inspect", model, "--json")
+    assert json.loads(out)["columns"][2]["categories"] == ["blue", "green", "red"]
+
+
+def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_rows, tmp_path):
+    out_file = tmp_path / "out.parquet"
+    status, _, err = command(
+        "predict", model, mixed_rows, "-o", out_file, "--coverage", "0.5", "--coverage", "0.9", "--keep", "id"
+    )
+    assert status == 0, err
+    assert "colour had 20 values that the model does not know" in err
+    frame = pl.read_parquet(out_file)
+    assert frame.columns == [
+        "id", "y_mean", "y_std", "y_epistemic_std", "y_lower_0.5", "y_upper_0.5", "y_lower_0.9", "y_upper_0.9"
+    ]  # fmt: skip
+    assert frame["id"].to_list() == [f"r{i}" for i in range(60)]
+
+    status, out, err = command("evaluate", model, mixed_rows, "--json")
+    assert status == 0, err
+    assert json.loads(out)["rows"] == 60
+
+    status, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx", "--interval", "equal_tailed")
+    assert status == 0, err
+    calibration = read_manifest(tmp_path / "new.onnx").calibration
+    assert (calibration.rows, calibration.interval) == (60, "equal_tailed")
+
+    for version in (1, 2):
+        status, _, err = command("publish", tmp_path / "new.onnx", tmp_path / "repository", "--name", "mixed")
+        assert status == 0, err
+        assert (tmp_path / "repository" / "mixed" / str(version) / "model.onnx").exists()
+
+
+def test_only_fit_imports_torch(model, mixed_rows, tmp_path):
+    program = f"""
+import sys
+from training import cli
+model, rows, out = {str(model)!r}, {str(mixed_rows)!r}, {str(tmp_path / "out.")!r}
+for arguments in (["inspect", model], ["predict", model, rows, "-o", out + "csv"], ["evaluate", model, rows],
+                  ["calibrate", model, rows, "-o", out + "onnx"]):
+    sys.argv = ["training", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, end.code
+assert "torch" not in sys.modules
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

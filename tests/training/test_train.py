@@ -1,0 +1,194 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from models.artifact import open_model, read_manifest
+from training.config import FitOptions
+from training.datasets import dataset
+from training.errors import OptionError, TableError
+from training.fit import Epoch
+from training.train import Progress, train
+
+SMALL = {
+    "members": 4,
+    "folds": 2,
+    "width": 16,
+    "depth": 1,
+    "frequencies": 4,
+    "embedding_outputs": 2,
+    "epochs": 8,
+    "batch_rows": 64,
+}
+
+
+@pytest.fixture
+def mixed_table(tmp_path):
+    """Every kind of column, holes in some, and a target that depends on all."""
+    rng = np.random.default_rng(0)
+    n = 400
+    colour = rng.choice(["red", "green", "blue"], n)
+    size, height = rng.normal(size=n), rng.lognormal(size=n)
+    day = rng.integers(0, 900, n)
+    is_open = rng.random(n) < 0.5
+    y = 2 * size + np.log(height) + (colour == "red") + is_open + np.sin(day / 58) + 0.3 * rng.normal(size=n)
+    frame = pl.DataFrame(
+        {
+            "size": [None if hole else value for value, hole in zip(size, rng.random(n) < 0.1, strict=True)],
+            "height": height,
+            "colour": [None if hole else value for value, hole in zip(colour, rng.random(n) < 0.1, strict=True)],
+            "open": is_open,
+            "day": [f"{np.datetime64('2020-01-01') + number}" for number in day],
+            "batch": rng.integers(0, 40, n),
+            "share": rng.random(n),
+            "y": y,
+            "price": np.exp(y / 4),
+        }
+    )
+    path = tmp_path / "mixed.csv"
+    frame.write_csv(path)
+    return path
+
+
+def trained(path, tmp_path, **options):
+    values = {"target": ["y"], **SMALL, "baselines": False} | options
+    train(path, FitOptions(**values), output=tmp_path / "model.onnx", command="test")
+    return open_model(tmp_path / "model.onnx")
+
+
+def test_a_table_with_every_kind_of_column_becomes_a_model_that_beats_the_constant(mixed_table, tmp_path):
+    options = {"exclude": ["price"], "group": "batch", "weight": "share", "baselines": True, "epochs": 60}
+    run, manifest = trained(mixed_table, tmp_path, **options)
+    assert [column.kind for column in manifest.columns] == ["numeric", "numeric", "categorical", "boolean", "datetime"]
+    evaluation = manifest.evaluation
+    assert set(evaluation.baselines) == {"constant", "homoscedastic"}
+    assert evaluation.targets["y"].rmse < 0.7 * evaluation.baselines["constant"]["y"].rmse
+    assert evaluation.targets["y"].nll < evaluation.baselines["constant"]["y"].nll
+    assert evaluation.rows == manifest.origin.rows_by_use["test"]
+    answers = run(np.full((1, 5), np.nan), np.array([0.9]))
+    assert all(np.isfinite(values).all() for values in answers.values()), "a row with everything missing has an answer"
+    report = (tmp_path / "model.html").read_text()
+    assert "colour" in report
+
+
+def test_the_manifest_says_what_was_done(mixed_table, tmp_path):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], seed=3, coverage=0.8)
+    assert manifest.calibration.method == "cross"
+    assert manifest.calibration.rows == 360
+    assert manifest.default_coverage == 0.8
+    assert manifest.network.seed == 3
+    assert manifest.network.options["epochs"] == SMALL["epochs"]
+    assert manifest.origin.data == "mixed.csv"
+    assert manifest.origin.rows == 400
+    assert manifest.origin.rows_by_use["test"] == 40
+    assert manifest.origin.libraries["torch"]
+    assert "CV+" in manifest.calibration.guarantee
+
+
+def test_the_same_seed_gives_the_same_answers(mixed_table, tmp_path):
+    x, coverage = np.zeros((3, 5)), np.array([0.9])
+    (tmp_path / "again").mkdir()
+    first, _ = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"])
+    second, _ = trained(mixed_table, tmp_path / "again", exclude=["price", "batch", "share"])
+    for name, values in first(x, coverage).items():
+        np.testing.assert_array_equal(values, second(x, coverage)[name])
+
+
+def test_the_values_of_test_rows_change_nothing_but_the_evaluation(tmp_path):
+    frame = dataset("sine", rows=300).with_row_index("moment")  # ordered by time, so that the test rows are known
+    frame.write_csv(tmp_path / "one.csv")
+    frame.with_columns(y=pl.when(pl.col("moment") >= 270).then(99.0).otherwise("y")).write_csv(tmp_path / "two.csv")
+    options = {"target": ["y"], "time": "moment"}
+    (tmp_path / "two").mkdir()
+    one, manifest_one = trained(tmp_path / "one.csv", tmp_path, **options)
+    two, manifest_two = trained(tmp_path / "two.csv", tmp_path / "two", **options)
+    x = np.linspace(-3, 3, 7)[:, None]
+    np.testing.assert_array_equal(one(x, np.array([0.9]))["upper"], two(x, np.array([0.9]))["upper"])
+    assert manifest_one.calibration == manifest_two.calibration
+    assert manifest_two.evaluation.targets["y"].rmse > 10 * manifest_one.evaluation.targets["y"].rmse
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "rows"),
+    [
+        ({"calibration": "split"}, "split", 80),
+        ({"calibration": "cross"}, "cross", 360),
+        ({"calibration": "none"}, "none", 9999),
+        ({"calibration": "split", "interval": "equal_tailed"}, "split", 80),
+        ({"loss": "student_t"}, "cross", 360),
+        ({"loss": "laplace", "calibration": "none"}, "none", 9999),
+        ({"loss": "mse"}, "cross", 360),
+    ],
+)
+def test_calibration_methods_and_losses_go_through(mixed_table, tmp_path, options, method, rows):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], **options)
+    assert (manifest.calibration.method, manifest.calibration.rows) == (method, rows)
+    assert manifest.calibration.interval == options.get("interval", "symmetric")
+    assert (manifest.network.degrees_of_freedom is not None) == (options.get("loss") == "student_t")
+
+
+def test_two_targets_with_transforms_of_their_own(mixed_table, tmp_path):
+    run, manifest = trained(
+        mixed_table, tmp_path, target=["y", "price"], exclude=["batch", "share"], transform=["price=log"], epochs=20
+    )
+    assert [target.transform for target in manifest.targets] == ["identity", "log"]
+    lower = run(np.zeros((5, 5)), np.array([0.99]))["lower"]
+    assert (lower[:, 1] > 0).all(), "a log-transformed target has positive bounds"
+    assert set(manifest.evaluation.targets) == {"y", "price"}
+
+
+def test_calibration_by_group_holds_the_groups_apart(mixed_table, tmp_path):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], calibrate_by="colour")
+    assert [group.value for group in manifest.calibration.groups] == [None, "blue", "green", "red"]
+    known = sum(group.rows for group in manifest.calibration.groups[1:])
+    assert known < manifest.calibration.rows, "rows without a colour are in the first group only"
+
+
+def test_without_test_rows_nothing_is_measured(mixed_table, tmp_path):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], test_share=0.0)
+    assert manifest.evaluation is None
+    assert manifest.calibration.rows == 400
+    assert (tmp_path / "model.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target": ["z"]}, TableError, "'z'"),
+        ({"calibrate_by": "size"}, OptionError, "categorical or boolean"),
+        ({"calibrate_by": "nothing"}, OptionError, "is not a feature"),
+        ({"coverage": 0.9999}, OptionError, "calibration rows support at most"),
+        ({"transform": ["w=log"]}, OptionError, "'w' is not a target"),
+        ({"transform": ["cube"]}, OptionError, "identity, log and logit"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_no_file(mixed_table, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        trained(mixed_table, tmp_path, **options)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_interrupted_fit_leaves_the_old_model(mixed_table, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"old")
+
+    def interrupt(epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            mixed_table,
+            FitOptions(target=["y"], **SMALL),
+            output=tmp_path / "model.onnx",
+            command="test",
+            progress=Progress(epoch=interrupt),
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed.csv", "model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"old"
+
+
+def test_the_model_file_holds_no_row_of_the_table(tmp_path):
+    frame = dataset("diabetes")
+    frame.write_csv(tmp_path / "diabetes.csv")
+    trained(tmp_path / "diabetes.csv", tmp_path, target=["progression"])
+    golden = read_manifest(tmp_path / "model.onnx").golden
+    rows = {tuple(row) for row in frame.drop("sex", "progression").rows()}
+    assert not rows & {tuple(value for i, value in enumerate(row) if i != 1) for row in golden.x}
