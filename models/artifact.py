@@ -55,7 +55,7 @@ def write_model(graph: bytes, manifest: Manifest, path: Path) -> str:
     )
     body = kept + _encoded_entry(_MANIFEST, manifest.model_dump_json().encode())
     digest = hashlib.sha256(body + _encoded_entry(_SHA256, _BLANK_DIGEST)).hexdigest()
-    _write_atomically(body + _encoded_entry(_SHA256, digest.encode()), path)
+    write_atomically(body + _encoded_entry(_SHA256, digest.encode()), path)
     return digest
 
 
@@ -129,17 +129,42 @@ def session_run(session: onnxruntime.InferenceSession) -> Run:
     return run
 
 
+def write_atomically(data: bytes, path: Path) -> None:
+    """Write a file, whole or not at all: beside its place, flushed to disk, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp makes it private; a service under another user must read it
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float], *, tolerance: float = 1e-3) -> Golden:
     """The answers of `run` on a few rows, to stand in the manifest.
 
     x: [n, features]. coverage: values that every calibration group supports. tolerance: float32 networks differ between
     machines and devices by about 1e-6 of the std of a row; a wrong weight or column moves an answer by far more than 1e-3.
-    Raises ValueError where an answer is not finite.
+    Raises ArtifactError where an answer is not finite.
     """
     answers = run(x, np.array(coverage, dtype=np.float64))
     endless = [name for name in OUTPUTS if not np.isfinite(answers[name]).all()]
     if endless:  # JSON would turn it into null, and no reader would accept the file
-        raise ValueError(f"golden rows at coverage {', '.join(map(str, coverage))}: {', '.join(endless)} is not finite")
+        at = ", ".join(map(str, coverage))
+        raise ArtifactError(
+            f"{', '.join(endless)} of typical rows is not finite at coverage {at}: the model's numbers run out of range; "
+            "a log-transformed target may need more rows or another transform"
+        )
     return Golden(
         x=[[None if np.isnan(value) else float(value) for value in row] for row in x],
         coverage=coverage,
@@ -269,23 +294,3 @@ def _encoded_varint(number: int) -> bytes:
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
-
-
-def _write_atomically(data: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes it private; a service under another user must read it
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -152,7 +152,7 @@ def group_feature(columns: list[Column], name: str) -> tuple[int, Column]:
 
 
 def golden(run: Run, columns: list[Column], calibration: Calibration) -> Golden:
-    """Golden rows at coverages that every group supports: rows spread over the columns' ranges, and one with everything missing.
+    """Golden rows, spread over the columns' ranges and one with everything missing, at coverages that every group supports.
 
     Made, not taken: a model file then holds no row of anybody's table.
     """

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 
+from models.manifest import Target
 from models.networks import RawUnitsNetwork
 from training.fit import Fitted
 from training.graph import MEMBER_OUTPUTS, OPSET, named_network
@@ -39,9 +40,10 @@ def exported_network(fitted: Fitted, *, columns: int) -> onnx.ModelProto:
     return named_network(program.model_proto)
 
 
-def needs_float64(fitted: Fitted) -> bool:
-    """Whether the outputs of this network need float64."""
-    return bool(np.any(np.abs(fitted.centre) > FLOAT64_RATIO * np.array(fitted.scale)))
+def needs_float64(fitted: Fitted, targets: list[Target]) -> bool:
+    """Whether the outputs of this network need float64: a large offset, or an exponential that float32 has no room for."""
+    large_offset = np.any(np.abs(fitted.centre) > FLOAT64_RATIO * np.array(fitted.scale))
+    return bool(large_offset) or any(target.transform == "log" for target in targets)
 
 
 @contextlib.contextmanager

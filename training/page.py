@@ -1,13 +1,12 @@
 """An HTML page that stands alone: its frame and style, its elements, and numbers as a reader wants them. Escapes all text."""
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from models.artifact import write_atomically
 from training.figures import Picture
 
 _PAGE = """<!DOCTYPE html>
@@ -130,15 +129,4 @@ def duration(seconds: float) -> str:
 def write_page(path: Path, *, title: str, body: Iterable[Html]) -> None:
     """Write a page to `path`, whole or not at all."""
     page = _PAGE.format(title=escape(title), body="\n".join(body))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes it private, and a report is there to be shown
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(page.encode("utf-8", errors="replace"), path)

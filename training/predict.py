@@ -90,7 +90,7 @@ def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[
         y = encode_targets(frame, manifest.targets, first_row=row)
         empty = np.flatnonzero(np.isnan(y).any(axis=1))
         if len(empty):
-            raise TableError(f"{table.name}: row {row + int(empty[0])} has no target; leave such rows out")
+            raise TableError(f"{table.name}: data row {row + int(empty[0])} has no target; leave such rows out")
         parts.append((encode(frame, manifest.columns, first_row=row)[0], y))
         row += frame.height
     if not parts:

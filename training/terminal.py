@@ -84,17 +84,17 @@ def show_evaluation(manifest: Manifest) -> None:
 
 
 def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]]) -> None:
-    """Scores by target and predictor, with the 90 % intervals; all else is in the report and in `inspect --json`."""
+    """Scores by target and predictor, with share in and mean width of the 90 % intervals; the report has more."""
     table = Table(title=title, title_justify="left")
-    for heading in ("target", "predictor", "NLL", "RMSE", "MAE", "R2", "CRPS", "in 90 %", "width 90 %"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("target", "predictor", "NLL", "RMSE", "R2", "CRPS", "in 90 %", "width"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "target")
     for target in next(iter(by_predictor.values())):
         for predictor, by_target in by_predictor.items():
             one = by_target[target]
             shown = [interval for interval in one.intervals if interval.coverage == _SHOWN_COVERAGE]
             intervals = (f"{shown[0].observed_coverage:.1%}", f"{shown[0].mean_width:.4g}") if shown else ("-", "-")
             r2 = "-" if one.r2 is None else f"{one.r2:.3f}"
-            errors = (f"{one.nll:.3f}", f"{one.rmse:.4g}", f"{one.mae:.4g}", r2, f"{one.crps:.4g}")
+            errors = (f"{one.nll:.3f}", f"{one.rmse:.4g}", r2, f"{one.crps:.4g}")
             table.add_row(target, predictor, *errors, *intervals)
     _console.print(table)
 

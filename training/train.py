@@ -100,7 +100,11 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     )
     _require_coverage(options.coverage, calibration)
     graph = calibrated_graph(
-        exported, columns=table.columns, targets=table.targets, calibration=calibration, float64=needs_float64(fitted)
+        exported,
+        columns=table.columns,
+        targets=table.targets,
+        calibration=calibration,
+        float64=needs_float64(fitted, table.targets),
     ).SerializeToString()
     run = session_run(cpu_session(graph))
     draft = Manifest(
