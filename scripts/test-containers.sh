@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 mkdir "$work/data"
 chmod 755 "$work" "$work/data"  # the trainer reads it as another user
-export COMPOSE_PROJECT_NAME=errorbar-test-$$ COMPOSE_FILE=docker-compose.yml
-export ERRORBAR_HOST=127.0.0.1 ERRORBAR_PORT=0 ERRORBAR_DATA=$work/data  # port 0: a free one for each replica
+export COMPOSE_PROJECT_NAME=errorbar-test-$$ COMPOSE_FILE=docker-compose.yml COMPOSE_ANSI=never
+export SERVE_HOST=127.0.0.1 SERVE_PORT=0 TABLES=$work/data  # port 0: a free one for each replica
 
 asking=''
 fail() { echo "test-containers: $1" >&2; exit 1; }
@@ -49,21 +49,26 @@ def answer(path, body=None):
     with urllib.request.urlopen(urllib.request.Request(url + path, data=data), timeout=10) as response:
         return json.load(response)
 
-rows = answer(f"/v1/models/{model}/metadata")["example"]["instances"]
-deadline, asked = time.time() + seconds, 0
-while True:
-    document = answer(f"/v1/models/{model}:predict", {"instances": rows, "coverage": [0.5, 0.9]})
-    asked += 1
-    assert len(document["predictions"]) == len(rows), document
-    for prediction in document["predictions"]:
-        assert math.isfinite(prediction["mean"]) and prediction["std"] > 0, prediction
-        half, most = prediction["intervals"]
-        assert most["lower"] < half["lower"] < half["upper"] < most["upper"], prediction
-    if document["model"]["version"] == wanted:
-        break
-    assert time.time() < deadline, f"{model} still answers with version {document['model']['version']} after {seconds:g} s"
-    time.sleep(0.02)
-print(time.time(), asked)
+def ask():
+    rows = answer(f"/v1/models/{model}/metadata")["example"]["instances"]
+    deadline, asked = time.time() + seconds, 0
+    while True:
+        document = answer(f"/v1/models/{model}:predict", {"instances": rows, "coverage": [0.5, 0.9]})
+        asked += 1
+        assert len(document["predictions"]) == len(rows), document
+        for prediction in document["predictions"]:
+            assert math.isfinite(prediction["mean"]) and prediction["std"] > 0, prediction
+            half, most = prediction["intervals"]
+            assert most["lower"] < half["lower"] < half["upper"] < most["upper"], prediction
+        if document["model"]["version"] == wanted:
+            return f"{time.time()} {asked}"
+        assert time.time() < deadline, f"{model} still answers with version {document['model']['version']} after {seconds:g} s"
+        time.sleep(0.02)
+
+try:
+    print(ask())
+except Exception as error:
+    sys.exit(f"{url}: {error!r}")
 PYTHON
 ask() { python3 "$work/ask.py" "$@"; }
 
@@ -94,10 +99,10 @@ done
 told "not root, nothing but the service in its image, nothing writable"
 
 # A user's table, mounted; its model goes on under the same name while somebody asks all the time.
-docker compose run --rm -T --entrypoint cat trainer /app/diabetes.csv >"$ERRORBAR_DATA/patients.csv"
-chmod 644 "$ERRORBAR_DATA/patients.csv"
-ask "$(address 1)" diabetes 2 600 >"$work/asked" & asking=$!
-timed "retrain" docker compose run --rm -T trainer patients.csv --target progression --name diabetes --members 2 --epochs 40 --seed 1
+docker compose run --rm -T --entrypoint cat trainer /app/diabetes.csv >"$TABLES/patients.csv"
+chmod 644 "$TABLES/patients.csv"
+python3 "$work/ask.py" "$(address 1)" diabetes 2 600 >"$work/asked" & asking=$!
+timed "retrain" docker compose run --rm -T trainer patients.csv --target progression --name diabetes --members 4 --epochs 40 --seed 1
 wait "$asking" || fail "a request failed while version 2 came"
 asking=''
 published=$(service service python -c 'import os; print(os.stat("/models/diabetes/2").st_ctime)')
