@@ -1,0 +1,391 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, session_run, write_model
+from models.manifest import Column, Manifest, Target
+from tests.model_files import formula_network, write_formula_model
+from training.calibrate import (
+    Residuals,
+    calibrated,
+    golden,
+    group_feature,
+    member_moments,
+    mixture,
+    out_of_fold_moments,
+    recalibrate,
+    transformed,
+)
+from training.errors import OptionError
+from training.graph import calibrated_graph
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = [
+    Column(name="a", kind="numeric", minimum=-2.0, maximum=2.0),
+    Column(name="colour", kind="categorical", categories=["blue", "green", "red"]),
+    Column(name="open", kind="boolean"),
+    Column(name="when", kind="datetime", minimum=1.0, maximum=3.0),
+]
+
+
+def residuals(rows=200, *, targets=1, seed=0, scale=1.0):
+    """Skewed residuals with x of all kinds: blue has half of the rows, green three, red none."""
+    rng = np.random.default_rng(seed)
+    colour = np.where(np.arange(rows) < 3, 1.0, np.where(np.arange(rows) % 2, 0.0, np.nan))
+    x = np.column_stack([rng.normal(size=rows), colour, rng.integers(2, size=rows), rng.normal(size=rows)])
+    return Residuals(values=scale * (rng.gumbel(size=(rows, targets)) - 0.5), x=x)
+
+
+def calibration_of(some, *, family="gaussian", freedom=(None,), **options):
+    settings = {"method": "split", "interval": "symmetric", "columns": COLUMNS} | options
+    return calibrated(some, family=family, freedom=list(freedom), **settings)
+
+
+# Moments
+
+
+def test_a_mixture_has_the_mean_and_the_total_variance_of_its_members():
+    rng = np.random.default_rng(0)
+    location, scale = rng.normal(size=(3, 4, 2)), rng.uniform(0.5, 2, (3, 4, 2))
+    mean, std = mixture(location, scale)
+    member, draws = rng.integers(3, size=200_000), rng.normal(size=(200_000, 4, 2))
+    sample = location[member] + scale[member] * draws
+    np.testing.assert_allclose(mean, sample.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(std, sample.std(axis=0), rtol=0.01)
+    np.testing.assert_allclose(std**2, (scale**2 + location**2).mean(axis=0) - mean**2)
+
+
+def test_a_mixture_far_from_zero_keeps_the_spread_of_its_members():
+    _, std = mixture(np.array([[[2e9]], [[2e9 + 1]]]), np.full((2, 1, 1), 1e-3))
+    assert std.item() == pytest.approx(math.hypot(0.5, 1e-3), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20_000])
+def test_member_moments_are_those_of_the_members_asked_for(rows):
+    network = formula_network(features=2, targets=2)
+    x = np.random.default_rng(0).normal(size=(rows, 2))
+    total = (x @ [1.0, 2.0])[:, None] * [1.0, 2.0]
+    own = np.repeat(0.5 + np.abs(x[:, :1]) / 10, 2, axis=1)
+    location, scale = member_moments(network, x)
+    assert location.shape == scale.shape == (rows, 2)
+    np.testing.assert_allclose(location, total, atol=1e-12)
+    np.testing.assert_allclose(scale, np.hypot(own, 0.5))
+    for member, shift in ((0, -0.5), (1, 0.5)):
+        location, scale = member_moments(network, x, [member])
+        np.testing.assert_allclose(location, total + shift, atol=1e-12)
+        np.testing.assert_allclose(scale, own)
+
+
+def test_every_row_is_asked_of_the_members_that_did_not_see_it_and_of_no_other():
+    folds = [np.array([0, 3, 5]), np.array([1, 4]), np.array([2, 7])]
+    out_of_fold = [folds[member % 3] for member in range(8)]
+    asked = []
+
+    def predict(x, members):
+        asked.append((x[:, 0].tolist(), list(members)))
+        return x + 100, x + 200
+
+    rows, (location, scale) = out_of_fold_moments(predict, np.arange(8.0)[:, None], out_of_fold)
+    assert asked == [([0, 3, 5], [0, 3, 6]), ([1, 4], [1, 4, 7]), ([2, 7], [2, 5])]
+    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5, 7]  # row 6 is in no fold
+    assert np.array_equal(location[:, 0], rows + 100)
+    assert np.array_equal(scale[:, 0], rows + 200)
+
+
+def test_targets_are_transformed_each_its_own_way():
+    targets = [
+        Target(name=name, transform=name, minimum=0, maximum=1)  # type: ignore[arg-type]
+        for name in ("identity", "log", "logit")
+    ]
+    y = np.array([[-3.0, math.e, 0.5], [4.0, 1.0, 0.75]])
+    np.testing.assert_allclose(transformed(y, targets), [[-3.0, 1.0, 0.0], [4.0, 0.0, math.log(3)]], atol=1e-15)
+
+
+# Calibration
+
+
+@pytest.mark.parametrize(("family", "df"), [("gaussian", None), ("laplace", None), ("student_t", 4.0)])
+def test_the_scale_factor_is_the_likeliest_one(family, df):
+    some = residuals(targets=2)
+    factors = calibration_of(some, family=family, freedom=[df, df]).scale_factor
+    unit = {
+        "gaussian": stats.norm(),
+        "laplace": stats.laplace(scale=math.sqrt(0.5)),
+        "student_t": stats.t(4, scale=math.sqrt(0.5)),
+    }[family]
+    assert unit.std() == pytest.approx(1)
+    for values, factor in zip(some.values.T, factors, strict=True):
+        near = factor * np.array([0.98, 0.999, 1, 1.001, 1.02])
+        likelihood = [np.sum(unit.logpdf(values / one) - np.log(one)) for one in near]
+        assert np.argmax(likelihood) == 2
+
+
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+def test_a_network_whose_scales_are_all_three_times_too_small_gets_the_same_intervals(interval):
+    once = calibration_of(residuals(targets=2), freedom=[None, None], interval=interval)
+    tripled = calibration_of(residuals(targets=2, scale=3.0), freedom=[None, None], interval=interval)
+    np.testing.assert_allclose(tripled.scale_factor, 3 * np.array(once.scale_factor))
+    np.testing.assert_allclose(tripled.groups[0].residuals, once.groups[0].residuals)
+
+
+def test_residuals_are_kept_sorted_by_target_in_units_of_the_corrected_scale():
+    some = residuals(targets=2)
+    calibration = calibration_of(some, freedom=[None, None])
+    expected = np.sort(some.values / calibration.scale_factor, axis=0).T
+    assert np.array_equal(calibration.groups[0].residuals, expected)
+    assert calibration.rows == 200
+
+
+def test_groups_hold_the_residuals_of_each_value_with_rows():
+    some = residuals()
+    calibration = calibration_of(some, group_column="colour")
+    assert [(group.value, group.code, group.rows) for group in calibration.groups] == [
+        (None, None, 200),
+        ("blue", 0.0, int(np.sum(some.x[:, 1] == 0))),
+        ("green", 1.0, 3),
+    ]
+    for group in calibration.groups[1:]:
+        values = some.values[some.x[:, 1] == group.code, 0] / calibration.scale_factor
+        assert group.residuals == [sorted(values)]
+    assert calibration.guarantee.endswith("within each value of colour that has calibration rows, with these rows alone.")
+
+
+def test_a_boolean_feature_has_the_groups_false_and_true():
+    calibration = calibration_of(residuals(), group_column="open")
+    assert [(group.value, group.code) for group in calibration.groups[1:]] == [("false", 0.0), ("true", 1.0)]
+    assert sum(group.rows for group in calibration.groups[1:]) == 200
+
+
+@pytest.mark.parametrize("name", ["a", "when"])
+def test_a_feature_without_values_to_group_by_is_refused(name):
+    with pytest.raises(OptionError, match=rf"--calibrate-by {name}: is (numeric|datetime).*add --categorical {name}"):
+        group_feature(COLUMNS, name)
+
+
+def test_grouping_by_what_is_no_feature_names_the_features():
+    with pytest.raises(OptionError, match="--calibrate-by shop: is not a feature; the features are a, colour, open, when"):
+        calibration_of(residuals(), group_column="shop")
+
+
+def test_grouping_without_calibration_rows_is_refused():
+    with pytest.raises(
+        OptionError, match="--calibrate-by colour: needs calibration rows, which calibration none does not take"
+    ):
+        calibration_of(None, method="none", group_column="colour")
+
+
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+@pytest.mark.parametrize(
+    ("family", "df", "expected"),
+    [
+        ("gaussian", None, stats.norm.ppf(0.95)),  # 1.645
+        ("laplace", None, math.log(10) / math.sqrt(2)),
+        ("student_t", 5.0, stats.t.ppf(0.95, 5) * math.sqrt(3 / 5)),
+    ],
+)
+def test_without_calibration_rows_the_intervals_are_those_of_the_family(family, df, expected, interval):
+    calibration = calibration_of(None, method="none", family=family, freedom=[df], interval=interval)
+    target = Target(name="y", minimum=0, maximum=1)
+    graph = calibrated_graph(
+        formula_network(features=4, targets=1), columns=COLUMNS, targets=[target], calibration=calibration, float64=True
+    )
+    answer = session_run(cpu_session(graph.SerializeToString(), threads=1))(np.zeros((1, 4)), np.array([0.9]))
+    assert calibration.scale_factor == [1.0]
+    assert "No guarantee" in calibration.guarantee
+    assert ((answer["upper"][..., 0] - answer["mean"]) / answer["std"]).item() == pytest.approx(expected, abs=2e-3)
+    assert ((answer["mean"] - answer["lower"][..., 0]) / answer["std"]).item() == pytest.approx(expected, abs=2e-3)
+
+
+# Golden rows
+
+
+def formula_run(calibration):
+    graph = calibrated_graph(
+        formula_network(features=4, targets=1),
+        columns=COLUMNS,
+        targets=[Target(name="y", minimum=0, maximum=1)],
+        calibration=calibration,
+        float64=True,
+    )
+    return session_run(cpu_session(graph.SerializeToString(), threads=1))
+
+
+def test_golden_rows_are_spread_over_ranges_and_categories_and_one_is_all_missing():
+    calibration = calibration_of(residuals())
+    answers = golden(formula_run(calibration), COLUMNS, calibration)
+    assert [row[1:3] for row in answers.x[:5]] == [[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    np.testing.assert_allclose([row[0] for row in answers.x[:5]], [-1.8, -1.0, 0.0, 1.0, 1.8], atol=1e-12)
+    np.testing.assert_allclose([row[3] for row in answers.x[:5]], [1.1, 1.5, 2.0, 2.5, 2.9])
+    assert answers.x[5] == [None] * 4
+    assert answers.coverage == [0.5, 0.8, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("rows", "group_column", "coverage"), [(9, None, [0.5, 0.8, 0.9]), (8, None, [0.5, 0.8]), (200, "colour", [0.5])]
+)
+def test_golden_rows_ask_only_for_coverages_that_every_group_supports(rows, group_column, coverage):
+    calibration = calibration_of(residuals(rows), group_column=group_column)  # green has three rows
+    answers = golden(formula_run(calibration), COLUMNS, calibration)
+    assert answers.coverage == coverage
+    assert all(np.isfinite(answers.outputs[name]).all() for name in OUTPUTS)
+
+
+def test_golden_rows_are_no_rows_of_the_table_and_repeat_in_the_file(tmp_path):
+    values = np.random.default_rng(0).normal(size=(101, 2))
+    columns = [
+        Column(name=name, kind="numeric", minimum=column.min(), maximum=column.max())
+        for name, column in zip("ab", values.T, strict=True)
+    ]
+    path = tmp_path / "model.onnx"
+    write_formula_model(path, columns=tuple(columns))
+    manifest = recalibrate(path, values, values[:, :1], output=path, interval=None, group_column=None)
+    assert not {tuple(row) for row in manifest.golden.x} & {tuple(row) for row in values.tolist()}
+    run, _ = open_model(path)  # which checks them
+    answer = run(np.array(manifest.golden.x, dtype=np.float64), np.array(manifest.golden.coverage))
+    assert {name: answer[name].tolist() for name in OUTPUTS} == manifest.golden.outputs
+
+
+# Calibrating a file anew
+
+
+def biased_rows(rows, *, seed):
+    """Rows on which the formula model is off by 2 and its std by half: x [rows, 4], y [rows, 1]."""
+    rng = np.random.default_rng(seed)
+    x = np.column_stack([rng.normal(size=rows), rng.integers(3, size=rows), rng.integers(2, size=rows), rng.normal(size=rows)])
+    total = x @ [1.0, 2.0, 3.0, 4.0]
+    std = np.hypot(0.5, 0.5 + np.abs(x[:, 0]) / 10)
+    return x, (total + 2 + 2 * std * rng.normal(size=rows))[:, None]
+
+
+def write_model_file(path, *, float64=False, **options) -> Manifest:
+    return write_formula_model(path, columns=tuple(COLUMNS), float64=float64, **options)
+
+
+def coverage_of(path, x, y, coverage=0.9):
+    run, _ = open_model(path)
+    answer = run(x, np.array([coverage]))
+    return np.mean((answer["lower"][..., 0] <= y) & (y <= answer["upper"][..., 0]))
+
+
+@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize("interval", [None, "equal_tailed"])
+def test_calibrating_a_biased_model_anew_restores_its_coverage(tmp_path, interval, float64):
+    old = write_model_file(tmp_path / "old.onnx", float64=float64)
+    new_rows, fresh_rows = biased_rows(4000, seed=1), biased_rows(20_000, seed=2)
+    assert coverage_of(tmp_path / "old.onnx", *fresh_rows) < 0.6
+    new = recalibrate(tmp_path / "old.onnx", *new_rows, output=tmp_path / "new.onnx", interval=interval, group_column=None)
+    # std of the coverage: sqrt(0.09 (1 / 4001 + 1 / 20 000)) = 0.005
+    assert coverage_of(tmp_path / "new.onnx", *fresh_rows) == pytest.approx(0.9, abs=0.02)
+    assert new == read_manifest(tmp_path / "new.onnx")
+    assert (new.calibration.method, new.calibration.rows) == ("split", 4000)
+    assert new.calibration.interval == (interval or old.calibration.interval)
+    assert (new.columns, new.targets, new.network, new.origin) == (old.columns, old.targets, old.network, old.origin)
+    for path in (tmp_path / "old.onnx", tmp_path / "new.onnx"):
+        assert open_model(path)[0](fresh_rows[0][:3], np.array([0.9]))["mean"].dtype == (np.float64 if float64 else np.float32)
+
+
+def test_calibrating_anew_leaves_the_mean_and_drops_the_old_evaluation(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    x, y = biased_rows(300, seed=1)
+    before = open_model(path)[0](x, np.array([0.9]))
+    manifest = recalibrate(path, x, y, output=path, interval=None, group_column=None)
+    after = open_model(path)[0](x, np.array([0.9]))
+    assert np.array_equal(before["mean"], after["mean"])
+    np.testing.assert_allclose(after["std"] / before["std"], manifest.calibration.scale_factor[0], rtol=1e-6)
+    assert manifest.evaluation is None
+
+
+def test_calibrating_anew_with_a_feature_gives_each_value_its_own_intervals(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    x, y = biased_rows(3000, seed=1)
+    y[x[:, 2] == 1] += 10
+    first = recalibrate(path, x, y, output=path, interval="equal_tailed", group_column="open")
+    again = recalibrate(path, x, y, output=path, interval=None, group_column=None)  # keeps both choices
+    assert first.calibration == again.calibration
+    for value in (0, 1):
+        fresh_x, fresh_y = biased_rows(20_000, seed=3)
+        rows = fresh_x[:, 2] == value
+        assert coverage_of(path, fresh_x[rows], fresh_y[rows] + 10 * value) == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_log_transformed_target_is_calibrated_in_logs(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_model_file(path, targets=(Target(name="y", transform="log", minimum=0.1, maximum=9.0),))
+    x, y = biased_rows(2000, seed=1)
+    x, y = x / 10, y / 10
+    manifest = recalibrate(path, x, np.exp(y), output=path, interval=None, group_column=None)
+    location, scale = member_moments(formula_network(features=4, targets=1), x)
+    expected = np.sort(((y - location) / scale)[:, 0]) / manifest.calibration.scale_factor[0]
+    np.testing.assert_allclose(manifest.residuals()[0], expected, atol=1e-9)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it now is an ImportError
+from pathlib import Path
+import numpy as np
+from training.calibrate import recalibrate
+x = np.random.default_rng(0).normal(size=(50, 4))
+recalibrate(Path(sys.argv[1]), x, x[:, :1], output=Path(sys.argv[2]), interval=None, group_column=None)
+"""
+
+
+def test_calibrating_anew_needs_no_torch(tmp_path):
+    write_model_file(tmp_path / "old.onnx")
+    command = [sys.executable, "-c", WITHOUT_TORCH, tmp_path / "old.onnx", tmp_path / "new.onnx"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert read_manifest(tmp_path / "new.onnx").calibration.rows == 50
+
+
+def test_a_file_that_was_tampered_with_is_refused_and_kept(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"formula") + 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="was changed after it was written"):
+        recalibrate(path, *biased_rows(100, seed=1), output=path, interval=None, group_column=None)
+    assert path.read_bytes() == bytes(data)
+
+
+def test_a_file_that_does_not_repeat_its_golden_rows_is_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    manifest = write_model_file(path)
+    other = calibrated_graph(
+        formula_network(features=4, targets=1),
+        columns=COLUMNS,
+        targets=manifest.targets,
+        calibration=calibration_of(residuals(scale=5.0)),
+        float64=False,
+    )
+    write_model(other.SerializeToString(), manifest, path)
+    with pytest.raises(ArtifactError, match="of the golden rows is off"):
+        recalibrate(path, *biased_rows(100, seed=1), output=path, interval=None, group_column=None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "group_column", "message"),
+    [
+        (100, "shop", "--calibrate-by shop: is not a feature"),
+        (
+            8,
+            None,
+            r"8 rows support a coverage of at most 0\.8888, and the model answers 0\.9 by default: calibrate on more rows",
+        ),
+    ],
+)
+def test_a_calibration_that_fails_leaves_the_old_file(tmp_path, rows, group_column, message):
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    before = path.read_bytes()
+    with pytest.raises(OptionError, match=message):
+        recalibrate(path, *biased_rows(rows, seed=1), output=path, interval=None, group_column=group_column)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
