@@ -2,7 +2,8 @@
 
     python examples/first_request.py http://127.0.0.1:8000 diabetes [VERSION [PID]]
 
-Waits until the service has the model (in that version or a later one); with the service's process id it gives up when the process ends.
+Waits until the service has the model (in that version or a later one); with the service's process id it gives up when the
+process ends.
 """
 
 import json

@@ -23,7 +23,7 @@ from models.manifest import (
     Target,
 )
 from models.transforms import TRANSFORMS
-from training.errors import OptionError
+from training.errors import FitError, OptionError
 from training.graph import MEMBER_OUTPUTS, calibrated_graph, network_part, outputs_float64
 
 Values = NDArray[np.float64]
@@ -95,21 +95,14 @@ def calibrated(
     """The calibration that these residuals make; None stands for method `none`, the family's own intervals.
 
     freedom: [targets], the degrees of freedom of a student_t family, else None. Raises OptionError where `group_column` is not
-    a categorical or boolean feature, and where there are no residuals to group.
+    a categorical or boolean feature, and FitError where the residuals have no likeliest scale.
     """
-    if residuals is None and group_column:
-        raise OptionError(f"--calibrate-by {group_column}: needs calibration rows, which calibration none does not take")
     if residuals is None:
         unit = [distribution(family, mean=0.0, std=1.0, degrees_of_freedom=df) for df in freedom]
         groups = [ResidualGroup(residuals=[conformal.family_residuals(one.quantile)[0].tolist() for one in unit])]
         factors = np.ones(len(freedom))
     else:
-        factors = np.array(
-            [
-                maximum_likelihood_scale(residuals.values[:, t], family=family, degrees_of_freedom=df)
-                for t, df in enumerate(freedom)
-            ]
-        )
+        factors = _scale_factors(residuals.values, family, freedom)
         ordered = Residuals(values=residuals.values / factors, x=residuals.x)
         groups = [ResidualGroup(residuals=np.sort(ordered.values, axis=0).T.tolist())]
         groups += _groups_by_value(ordered, columns, group_column) if group_column else []
@@ -124,6 +117,38 @@ def calibrated(
         scale_factor=factors.tolist(),
         guarantee=words,
     )
+
+
+def _scale_factors(residuals: Values, family: Family, freedom: Sequence[float | None]) -> Values:
+    try:
+        return np.array(
+            [maximum_likelihood_scale(residuals[:, t], family=family, degrees_of_freedom=df) for t, df in enumerate(freedom)]
+        )
+    except ValueError as error:
+        raise FitError(
+            f"the calibration rows are predicted without error ({error}); does a feature hold the target?"
+        ) from error
+
+
+def require_coverage(coverage: float, calibration: Calibration) -> None:
+    """Raise OptionError where the calibration rows, all together, are too few for a model's default coverage."""
+    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
+    if coverage > largest:
+        raise OptionError(
+            f"coverage {coverage:g}: {calibration.rows} calibration rows support at most {largest}; "
+            "give more rows, or a smaller default coverage"
+        )
+
+
+def small_groups(coverage: float, calibration: Calibration) -> list[str]:
+    """A sentence about each group whose rows are too few for `coverage`."""
+    sentences = []
+    for group in calibration.groups[1:]:
+        largest = conformal.largest_coverage(group.rows, interval=calibration.interval)
+        if coverage > largest:
+            name = f"{calibration.group_column} {group.value}"
+            sentences.append(f"{name} has {group.rows} calibration rows: its largest coverage is {largest}, not {coverage:g}")
+    return sentences
 
 
 def _groups_by_value(residuals: Residuals, columns: list[Column], name: str) -> list[ResidualGroup]:
@@ -197,12 +222,7 @@ def recalibrate(
         columns=old.columns,
         group_column=group_column or old.calibration.group_column,
     )
-    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
-    if old.default_coverage > largest:
-        raise OptionError(
-            f"{len(x)} rows support a coverage of at most {largest}, and the model answers {old.default_coverage} by default: "
-            "calibrate on more rows"
-        )
+    require_coverage(old.default_coverage, calibration)
     whole = calibrated_graph(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
     ).SerializeToString()

@@ -99,6 +99,14 @@ class CalibrationOptions(_Options):
 class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic puts the fields of the last base first
     """All options of `python -m training fit`."""
 
+    @model_validator(mode="after")
+    def _groups_need_calibration(self) -> Self:
+        if self.calibrate_by is not None and self.calibration == "none":
+            raise ValueError(
+                f"--calibrate-by {self.calibrate_by} needs calibration rows, which --calibration none does not take"
+            )
+        return self
+
     def transforms(self) -> dict[str, str]:
         """The transform of each target that has one."""
         chosen: dict[str, str] = {}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from models.conformal import coverage_range
 from models.manifest import Manifest, Scores
+from training.calibrate import small_groups
 
 if TYPE_CHECKING:
     from training.fit import Epoch
@@ -134,3 +135,5 @@ def show_calibration(manifest: Manifest) -> None:
         coverage = manifest.default_coverage
         low, high = coverage_range(coverage, rows=calibration.rows, interval=calibration.interval)
         _console.print(f"coverage {coverage:g} on new rows: between {low:.3f} and {high:.3f} with 90 % probability")
+    for sentence in small_groups(manifest.default_coverage, calibration):
+        _console.print(sentence, markup=False)

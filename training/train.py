@@ -12,13 +12,11 @@ import numpy as np
 import torch
 
 from models.artifact import cpu_session, session_run, write_model
-from models.conformal import largest_coverage
 from models.manifest import Calibration, Manifest, Network, Origin
 from models.networks import RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions
-from training.errors import OptionError
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
 from training.fit import Epoch, Fitted, fit
@@ -98,7 +96,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         columns=table.columns,
         group_column=options.calibrate_by,
     )
-    _require_coverage(options.coverage, calibration)
+    calibrate.require_coverage(options.coverage, calibration)
+    for sentence in calibrate.small_groups(options.coverage, calibration):
+        progress.stage(f"note: {sentence}")
     graph = calibrated_graph(
         exported,
         columns=table.columns,
@@ -210,15 +210,6 @@ def _network(fitted: Fitted, options: FitOptions) -> Network:
         minimum_std=options.minimum_std,
         maximum_std=options.maximum_std,
     )
-
-
-def _require_coverage(coverage: float, calibration: Calibration) -> None:
-    largest = largest_coverage(calibration.rows, interval=calibration.interval)
-    if coverage > largest:
-        raise OptionError(
-            f"--coverage {coverage:g}: {calibration.rows} calibration rows support at most {largest:g}; "
-            "give more rows, or a smaller default coverage"
-        )
 
 
 def _origin(table: Table, plan: Plan, command: str, *, seconds: float) -> Origin:

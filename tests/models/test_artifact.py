@@ -290,7 +290,7 @@ def test_golden_rows_that_are_nan_are_refused(tmp_path, written):
 
 def test_golden_rows_are_made_of_supported_coverages_alone(written):
     run = session_run(cpu_session(read_model(written[0])[0], threads=1))
-    with pytest.raises(ValueError, match=r"golden rows at coverage 0\.5, 0\.999: lower, upper is not finite"):
+    with pytest.raises(ArtifactError, match=r"lower, upper of typical rows is not finite at coverage 0\.5, 0\.999"):
         golden_rows(run, np.zeros((1, 5)), [0.5, 0.999])
 
 

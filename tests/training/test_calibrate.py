@@ -19,9 +19,10 @@ from training.calibrate import (
     mixture,
     out_of_fold_moments,
     recalibrate,
+    small_groups,
     transformed,
 )
-from training.errors import OptionError
+from training.errors import FitError, OptionError
 from training.graph import calibrated_graph
 
 ROOT = Path(__file__).parents[2]
@@ -172,11 +173,15 @@ def test_grouping_by_what_is_no_feature_names_the_features():
         calibration_of(residuals(), group_column="shop")
 
 
-def test_grouping_without_calibration_rows_is_refused():
-    with pytest.raises(
-        OptionError, match="--calibrate-by colour: needs calibration rows, which calibration none does not take"
-    ):
-        calibration_of(None, method="none", group_column="colour")
+def test_a_predictor_without_error_is_refused_with_a_suspicion():
+    with pytest.raises(FitError, match="does a feature hold the target"):
+        calibration_of(Residuals(values=np.zeros((50, 1)), x=residuals(50).x))
+
+
+def test_groups_too_small_for_a_coverage_are_named():
+    calibration = calibration_of(residuals(200), group_column="colour")  # green has three rows
+    assert small_groups(0.7, calibration) == []
+    assert small_groups(0.9, calibration) == ["colour green has 3 calibration rows: its largest coverage is 0.75, not 0.9"]
 
 
 @pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
@@ -377,7 +382,7 @@ def test_a_file_that_does_not_repeat_its_golden_rows_is_refused(tmp_path):
         (
             8,
             None,
-            r"8 rows support a coverage of at most 0\.8888, and the model answers 0\.9 by default: calibrate on more rows",
+            r"coverage 0\.9: 8 calibration rows support at most 0\.8888",
         ),
     ],
 )

@@ -138,6 +138,11 @@ def test_a_transform_that_cannot_be_is_refused(entry, sentence):
         FitOptions(target=["y", "z"], transform=[entry]).transforms()
 
 
+def test_groups_cannot_be_calibrated_without_calibration():
+    with pytest.raises(OptionError, match="--calibrate-by colour needs calibration rows"):
+        fit_options({"target": ["y"], "calibrate_by": "colour", "calibration": "none"})
+
+
 def test_the_losses_of_the_option_are_those_there_are():
     assert get_args(Loss) == LOSSES
 
