@@ -1,11 +1,11 @@
 # Sourced by the other scripts: makes .venv with errorbar and the given extras in it, and puts it on the PATH.
 #   ensure_environment training        or        ensure_environment training,dev
-# ERRORBAR_PYTHON names the Python to make it with (3.11 or newer); ERRORBAR_VENV another place for it.
+# The variable PYTHON names the Python to make it with (3.11 or newer), VENV another place for it.
 
 ensure_environment() {
-    local extras=$1 venv=${ERRORBAR_VENV:-.venv} python=${ERRORBAR_PYTHON:-python3} wanted stamp
+    local extras=$1 venv=${VENV:-.venv} python=${PYTHON:-python3} wanted stamp
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "errorbar needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set ERRORBAR_PYTHON." >&2
+        echo "errorbar needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set PYTHON to another." >&2
         return 1
     }
     wanted=$(cat pyproject.toml constraints.txt | cksum)

@@ -44,5 +44,4 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 training fit "$table" "${options[@]}" --output "$work/model.onnx" >&2
-said=$(training publish "$work/model.onnx" "$repository" --name "$name" 2>&1) || { echo "$said" >&2; exit 2; }
-echo "${said#published }"
+training publish "$work/model.onnx" "$repository" --name "$name"

@@ -200,10 +200,10 @@ def publish(
     repository: Annotated[Path, typer.Argument(help="Model repository (a folder)")],
     name: Annotated[str, typer.Option(help="Name of the model in the repository")],
 ) -> None:
-    """Put a model file into a model repository as the next version, whole or not at all."""
+    """Put a model file into a model repository as the next version, whole or not at all; prints where."""
     from training.publish import publish as publish_model
 
-    terminal.say(f"published {publish_model(model, repository, name=name)}")
+    sys.stdout.write(f"{publish_model(model, repository, name=name)}\n")
 
 
 @app.command()
