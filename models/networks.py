@@ -97,23 +97,23 @@ class Features(nn.Module):
 
 
 class PeriodicEmbedding(nn.Module):
-    """Each numeric feature z -> SiLU(W [sin(2 pi c z), cos(2 pi c z)] + b) with learned frequencies c, per member and feature.
+    """Each numeric feature z -> SiLU(S sin(2 pi c z) + C cos(2 pi c z) + b) with learned frequencies c, per member and feature.
 
     Source: Gorishniy et al. 2022, 'On embeddings for numerical features' (PLR); c starts normal with std `frequency_scale`.
     """
 
     def __init__(self, *, members: int, features: int, frequencies: int, outputs: int, frequency_scale: float) -> None:
         super().__init__()
-        self.frequency = nn.Parameter(torch.randn(members, 1, features, frequencies) * frequency_scale)
+        self.frequency = nn.Parameter(torch.randn(members, features, 1, frequencies) * frequency_scale)
         bound = 1 / math.sqrt(2 * frequencies)
-        self.weight = nn.Parameter(torch.empty(members, features, 2 * frequencies, outputs).uniform_(-bound, bound))
+        self.sine_weight = nn.Parameter(torch.empty(members, features, frequencies, outputs).uniform_(-bound, bound))
+        self.cosine_weight = nn.Parameter(torch.empty(members, features, frequencies, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, features, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, z: Tensor) -> Tensor:
         """z: [members or 1, n, features] -> [members, n, features * outputs]."""
-        angle = 2 * math.pi * self.frequency * z.unsqueeze(-1)  # [members, n, features, frequencies]
-        waves = torch.cat([angle.sin(), angle.cos()], dim=-1).transpose(1, 2)  # [members, features, n, 2 frequencies]
-        embedded = functional.silu(waves @ self.weight + self.bias)
+        angle = 2 * math.pi * self.frequency * z.transpose(1, 2).unsqueeze(-1)  # [members, features, n, frequencies]
+        embedded = functional.silu(angle.sin() @ self.sine_weight + angle.cos() @ self.cosine_weight + self.bias)
         return embedded.transpose(1, 2).flatten(2)
 
 
