@@ -55,7 +55,7 @@ class NetworkOptions(_Options):
     learning_rate: Annotated[Positive, Field(description="Peak learning rate of AdamW (warm-up, then cosine to 0)")] = 4e-3
     weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay")] = 1e-2
     batch_rows: Annotated[Count | None, Field(description="Rows a batch; default grows with the table, 32 to 1024")] = None
-    epochs: Annotated[Count | None, Field(description="Epochs; default about 3 000 updates, 12 to 400 epochs")] = None
+    epochs: Annotated[Count | None, Field(description="Epochs; default about 6 000 updates, 12 to 400 epochs")] = None
     patience: Annotated[
         Count | None, Field(description="Stop after so many epochs without gain in any member; default a quarter of all")
     ] = None

@@ -302,8 +302,8 @@ def automatic_batch_rows(rows: int) -> int:
 
 
 def automatic_epochs(batches: int) -> int:
-    """Epochs for about 3 000 updates on a small table; never under 12, so that a large one is seen often enough."""
-    return min(400, max(12, round(3_000 / batches)))
+    """Epochs for about 6 000 updates on a small table; never under 12, so that a large one is seen often enough."""
+    return min(400, max(12, round(6_000 / batches)))
 
 
 def _features(network: StackedNetwork, x: NDArray[np.float64], device: torch.device) -> Tensor:
