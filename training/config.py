@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -35,6 +36,8 @@ class TableOptions(_Options):
     transform: Annotated[
         list[str], Field(description="log or logit for all targets, or TARGET=log for one: the network works on that scale")
     ] = []
+    unit: Annotated[list[str], Field(description="COLUMN=UNIT, for the report, the metadata and the API's schema")] = []
+    description: Annotated[list[str], Field(description="COLUMN=TEXT, what the column means; shown where the unit is")] = []
     drop_missing_target: Annotated[bool, Field(description="Leave out rows without a target")] = False
     delimiter: Annotated[str, Field(min_length=1, max_length=1, description="Delimiter of a CSV file")] = ","
 
@@ -118,6 +121,21 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
                 raise OptionError(f"--transform {entry}: {name!r} is not a target ({', '.join(self.target)})")
             chosen |= dict.fromkeys([name] if name else self.target, transform)
         return chosen
+
+
+def column_words(entries: Sequence[str], *, option: str, names: Sequence[str]) -> dict[str, str]:
+    """COLUMN=TEXT entries as a dictionary; a column's own name may hold `=`. Raises OptionError for an unknown column."""
+    words = {}
+    for entry in entries:
+        known = [name for name in names if entry.startswith(f"{name}=")]
+        if not known:
+            near = difflib.get_close_matches(entry.partition("=")[0], names, n=1)
+            raise OptionError(
+                f"--{option} {entry}: is not COLUMN=TEXT for a column" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        name = max(known, key=len)
+        words[name] = entry[len(name) + 1 :]
+    return words
 
 
 def fit_options(given: dict[str, Any], *, config: Path | None = None) -> FitOptions:

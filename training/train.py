@@ -4,7 +4,7 @@ import importlib.metadata
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from models.manifest import Calibration, Manifest, Network, Origin
 from models.networks import RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
-from training.config import FitOptions, NetworkOptions
+from training.config import FitOptions, NetworkOptions, column_words
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
 from training.fit import Epoch, Fitted, fit
@@ -61,6 +61,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         drop_missing_target=options.drop_missing_target,
         delimiter=options.delimiter,
     )
+    table = _described(table, options)
     for note in table.notes:
         progress.stage(f"note: {note}")
     if options.calibrate_by is not None:
@@ -139,6 +140,22 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         history=fitted.history,
     )
     return manifest
+
+
+def _described(table: Table, options: FitOptions) -> Table:
+    """The table with the units and descriptions that the options give its columns."""
+    names = [part.name for part in (*table.columns, *table.targets)]
+    units = column_words(options.unit, option="unit", names=names)
+    descriptions = column_words(options.description, option="description", names=names)
+
+    def words(name: str) -> dict[str, str | None]:
+        return {"unit": units.get(name), "description": descriptions.get(name)}
+
+    return replace(
+        table,
+        columns=[column.model_copy(update=words(column.name)) for column in table.columns],
+        targets=[target.model_copy(update=words(target.name)) for target in table.targets],
+    )
 
 
 def _fit(

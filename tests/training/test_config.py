@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from models.losses import LOSSES
-from training.config import CalibrationOptions, FitOptions, Loss, NetworkOptions, TableOptions, fit_options
+from training.config import CalibrationOptions, FitOptions, Loss, NetworkOptions, TableOptions, column_words, fit_options
 from training.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +141,17 @@ def test_a_transform_that_cannot_be_is_refused(entry, sentence):
 def test_groups_cannot_be_calibrated_without_calibration():
     with pytest.raises(OptionError, match="--calibrate-by colour needs calibration rows"):
         fit_options({"target": ["y"], "calibrate_by": "colour", "calibration": "none"})
+
+
+def test_words_about_a_column_go_to_the_longest_name_that_fits():
+    names = ["Age", "Age=old", "share"]
+    entries = ["Age=day", "Age=old=year", "share=a=b"]
+    assert column_words(entries, option="unit", names=names) == {"Age": "day", "Age=old": "year", "share": "a=b"}
+
+
+def test_words_about_an_unknown_column_are_refused_with_the_nearest():
+    with pytest.raises(OptionError, match="--unit Agee=day: is not COLUMN=TEXT for a column; did you mean 'Age'"):
+        column_words(["Agee=day"], option="unit", names=["Age"])
 
 
 def test_the_losses_of_the_option_are_those_there_are():

@@ -71,7 +71,9 @@ def test_a_table_with_every_kind_of_column_becomes_a_model_that_beats_the_consta
 
 
 def test_the_manifest_says_what_was_done(mixed_table, tmp_path):
-    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], seed=3, coverage=0.8)
+    words = {"unit": ["height=m", "y=MPa"], "description": ["height=above ground"]}
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], seed=3, coverage=0.8, **words)
+    assert (manifest.columns[1].unit, manifest.columns[1].description, manifest.targets[0].unit) == ("m", "above ground", "MPa")
     assert manifest.calibration.method == "cross"
     assert manifest.calibration.rows == 360
     assert manifest.default_coverage == 0.8
