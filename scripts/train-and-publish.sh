@@ -20,10 +20,11 @@ table='' name='' repository=model-repository once='' options=()
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; training fit --help; exit 0 ;;
-        --name | --repository) [ $# -gt 1 ] || fail "$1 needs a value"
+        --name=* | --repository=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;  # as two words, for the next round
+        --name | --repository) [[ ${2:--} != -* ]] || fail "$1 needs a value"
             if [ "$1" = --name ]; then name=$2; else repository=$2; fi; shift 2 ;;
-        --name=*) name=${1#*=}; shift ;;
-        --repository=*) repository=${1#*=}; shift ;;
+        --output | --output=* | -o*)
+            fail "--output: the model goes into the repository; to write a file use \`python -m training fit\`" ;;
         --once) once=yes; shift ;;
         *) if [ -z "$table" ] && [ ${#options[@]} -eq 0 ] && [ "${1#-}" = "$1" ]; then table=$1; else options+=("$1"); fi; shift ;;
     esac
@@ -43,5 +44,5 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-training fit "$table" "${options[@]}" --output "$work/model.onnx" >&2
+training fit "$table" --output "$work/model.onnx" "${options[@]}" >&2  # in this order, an option at the end lacks its value
 training publish "$work/model.onnx" "$repository" --name "$name"

@@ -21,14 +21,22 @@ table='' name='' port=8000 stop_after_check='' options=()
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --name | --port) [ $# -gt 1 ] || fail "$1 needs a value"
+        --name=* | --port=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;  # as two words, for the next round
+        --name | --port) [[ ${2:--} != -* ]] || fail "$1 needs a value"
             if [ "$1" = --name ]; then name=$2; else port=$2; fi; shift 2 ;;
-        --name=*) name=${1#*=}; shift ;;
-        --port=*) port=${1#*=}; shift ;;
+        --repository | --repository=*)
+            fail "--repository: this publishes into model-repository and serves it; for another use scripts/train-and-publish.sh" ;;
+        --once) fail "--once: this trains each time; use scripts/train-and-publish.sh --once" ;;
         --stop-after-check) stop_after_check=yes; shift ;;
         *) if [ -z "$table" ] && [ ${#options[@]} -eq 0 ] && [ "${1#-}" = "$1" ]; then table=$1; else options+=("$1"); fi; shift ;;
     esac
 done
+[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || fail "--port $port: a port is a number from 1 to 65535"
+if [ -z "$table" ]; then
+    for option in "${options[@]}"; do
+        case $option in --target | --target=*) fail "name the table first, then its options: TABLE --target COLUMN" ;; esac
+    done
+fi
 
 ensure_environment training
 
@@ -47,7 +55,7 @@ if [ -z "$table" ]; then
     table=$root/data/diabetes.csv
     python -m training dataset diabetes >"$table.tmp"
     mv "$table.tmp" "$table"
-    options+=(--target progression)
+    options=(--target progression "${options[@]}")
 fi
 published=$(cd "$invoked_from" && "$root/scripts/train-and-publish.sh" "$table" --repository "$root/model-repository" \
     ${name:+--name "$name"} "${options[@]}")

@@ -1,7 +1,8 @@
 """A path to polars frames: which format a file really has, and every way in which it is not a table.
 
 CSV, CSV.gz and Parquet; the content decides, not the name. Every cell of a CSV file arrives as text without the blanks
-around it, missing cells as null; what a column means is decided in `schema`, from all of its rows.
+around it, missing cells as null, unless the text is asked for as it stands; what a column means is decided in `schema`,
+from all of its rows.
 """
 
 import codecs
@@ -40,7 +41,8 @@ _FOREIGN = {
     b"\x1f\x8b": "a file that was compressed twice (decompress it once)",
 }
 _JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[\[{"])')
-_DELIMITERS = {",": "','", ";": "';'", "\t": r"'\t'", "|": "'|'"}
+_DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
+"""Delimiters as one types them in a shell."""
 _EXPECTED = "a table is a CSV, CSV.gz or Parquet file"
 _LINE_SEPARATOR = "\x1f"  # ASCII unit separator: no line of a text file holds it, so a line is one field
 
@@ -70,12 +72,18 @@ def count_rows(path: Path | str) -> int | None:
 
 
 def read_batches(
-    path: Path | str, *, columns: Sequence[str] | None = None, batch_rows: int = 65536, delimiter: str = ","
+    path: Path | str,
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 65536,
+    delimiter: str = ",",
+    as_it_stands: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """The table in pieces of `batch_rows` rows, in the file's order, in memory that does not grow with the file.
 
     Every row of the file is a row here, also one without any value. A CSV column is String, with missing words as null;
-    a Parquet column has its own type. The file is checked when this is called, before the first piece.
+    a Parquet column has its own type. `as_it_stands` leaves text with its blanks and missing words, for `cleaned` to take
+    out. The file is checked when this is called, before the first piece.
 
     Raises TableError where the file is no table or has no such column.
     """
@@ -84,12 +92,18 @@ def read_batches(
     source = open_table(path, delimiter=delimiter)
     names = list(columns) if columns is not None else source.names
     require_columns(names, source.names, what=f"{source.path.name} has no column")
-    return _batches(source, names, batch_rows)
+    lazy = _as_it_stands(source).select(names) if as_it_stands else scan(source, names)
+    return _batches(lazy, source, batch_rows)
 
 
-def _batches(source: Source, names: Sequence[str], batch_rows: int) -> Iterator[pl.DataFrame]:
+def cleaned(frame: pl.DataFrame) -> pl.DataFrame:
+    """Columns as they stand in a file -> as `scan` gives them: text is stripped, null where missing."""
+    return frame.select(_cleaned(name, kind) for name, kind in frame.schema.items())
+
+
+def _batches(lazy: pl.LazyFrame, source: Source, batch_rows: int) -> Iterator[pl.DataFrame]:
     try:
-        yield from scan(source, names).collect_batches(chunk_size=batch_rows, maintain_order=True)
+        yield from lazy.collect_batches(chunk_size=batch_rows, maintain_order=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(source) from error
 
@@ -112,7 +126,7 @@ def open_table(path: Path | str, *, delimiter: str = ",") -> Source:
     path = Path(path)
     delimiter = {r"\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n' + _LINE_SEPARATOR:
-        raise TableError(f"delimiter {delimiter!r} is not one ASCII character such as ',' ';' '|' or '\\t'")
+        raise TableError(f"delimiter {delimiter!r} is not one ASCII character such as ',' ';' '|', or the word tab")
     head = _head(path)
     if head.startswith(b"PAR1"):
         return Source(path, parquet=True, compressed=False, delimiter=delimiter, names=_parquet_names(path))
@@ -132,14 +146,21 @@ def open_table(path: Path | str, *, delimiter: str = ",") -> Source:
 
 def scan(source: Source, names: Sequence[str]) -> pl.LazyFrame:
     """The named columns, lazily. Text is stripped, null where missing; other types of Parquet are as stored."""
+    lazy = _as_it_stands(source)
+    types = lazy.collect_schema()
+    return lazy.select(_cleaned(name, types[name]) for name in names)
+
+
+def _as_it_stands(source: Source) -> pl.LazyFrame:
+    """All columns as they stand in the file."""
     if source.parquet:
-        lazy = pl.scan_parquet(source.path, glob=False)
-        types = lazy.collect_schema()
-        return lazy.select(_present(name) if types[name] == pl.String else pl.col(name) for name in names)
-    return _scan_csv(source.path, source.delimiter, source.names).select(_present(name) for name in names)
+        return pl.scan_parquet(source.path, glob=False)
+    return _scan_csv(source.path, source.delimiter, source.names)
 
 
-def _present(name: str) -> pl.Expr:
+def _cleaned(name: str, kind: pl.DataType) -> pl.Expr:
+    if kind != pl.String:
+        return pl.col(name)
     text = pl.col(name).str.strip_chars()
     return pl.when(~text.is_in(MISSING_WORDS)).then(text).alias(name)
 
@@ -213,11 +234,11 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
 def _check_header(source: Source) -> None:
     name, names = source.path.name, source.names
     if len(names) < 2:
-        seen = [shown for delimiter, shown in _DELIMITERS.items() if any(delimiter in column for column in names)]
+        seen = [delimiter for delimiter in _DELIMITERS if any(delimiter in column for column in names)]
         if seen:
             raise TableError(
-                f"{name} has one column with the delimiter {source.delimiter!r}, and its header holds {seen[0]}: "
-                f"read it with --delimiter {seen[0]}"
+                f"{name} has one column with the delimiter {source.delimiter!r}, and its header holds {seen[0]!r}: "
+                f"read it with --delimiter {_DELIMITERS[seen[0]]}"
             )
     if "" in names:
         raise TableError(

@@ -1,7 +1,9 @@
 """Batch scoring: a table and a model file in, a table of predictions out, in memory that does not grow. Needs no torch."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,28 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from models.artifact import Run, open_model
-from models.conformal import largest_coverage
+from models.conformal import interval_factors, largest_coverage
 from models.manifest import Manifest
 from training.calibrate import Values
 from training.errors import OptionError, TableError
-from training.files import read_batches
+from training.files import cleaned, read_batches
 from training.schema import encode, encode_targets
 
 BATCH_ROWS = 65536
 _MOMENTS = ("mean", "std", "epistemic_std")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is to be said of the rows of a table that was scored.
+
+    unknown: by categorical column, the number of values that the model does not know; they counted as missing.
+    unbounded: by value of the model's calibration group column, the number of rows with an infinite interval, since that group
+    has too few calibration rows for a coverage. Neither holds zeros.
+    """
+
+    unknown: dict[str, int]
+    unbounded: dict[str, int]
 
 
 def predict_table(
@@ -29,12 +44,12 @@ def predict_table(
     keep: Sequence[str] = (),
     delimiter: str = ",",
     on_rows: Callable[[int], None] = lambda rows: None,  # noqa: ARG005
-) -> dict[str, int]:
+) -> Scored:
     """Write the predictions for every row of `table`, in its order, to `output` (.parquet or .csv), whole or not at all.
 
-    coverages: of the prediction intervals; none means the model's default. keep: columns of `table` to copy. on_rows hears
-    of every batch. Columns are TARGET_mean, TARGET_std, TARGET_epistemic_std, TARGET_lower_0.9, TARGET_upper_0.9 ... Returns
-    the number of unknown values of each categorical column that had some. Raises ArtifactError, TableError, OptionError.
+    coverages: of the prediction intervals; none means the model's default. keep: columns of `table` to copy, as they stand
+    there. on_rows hears of every batch. Columns are TARGET_mean, TARGET_std, TARGET_epistemic_std, TARGET_lower_0.9,
+    TARGET_upper_0.9 ... Raises ArtifactError, TableError, OptionError.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise OptionError(f"--output {output}: the name of the predictions ends in .parquet or .csv")
@@ -43,11 +58,12 @@ def predict_table(
     run, manifest = open_model(model)
     coverages = list(dict.fromkeys(coverages)) or [manifest.default_coverage]
     require_supported(coverages, manifest)
+    names = _column_names(manifest, coverages)
     keep = list(dict.fromkeys(keep))
     wanted = list(dict.fromkeys([*keep, *manifest.feature_names]))
-    batches = read_batches(table, columns=wanted, batch_rows=BATCH_ROWS, delimiter=delimiter)
-    unknown: dict[str, int] = {}
-    names = _column_names(manifest, coverages)
+    batches = read_batches(table, columns=wanted, batch_rows=BATCH_ROWS, delimiter=delimiter, as_it_stands=True)
+    unknown: Counter[str] = Counter()
+    in_group: Counter[int] = Counter()
     taken = sorted(set(keep) & set(names))
     if taken:
         raise OptionError(f"--keep {taken[0]}: a column of the predictions has that name; rename the column of the table")
@@ -55,9 +71,10 @@ def predict_table(
     def frames() -> Iterator[pl.DataFrame]:
         row = 1
         for frame in batches:
-            x, unknown_here = encode(frame, manifest.columns, first_row=row)
-            for name, count in unknown_here.items():
-                unknown[name] = unknown.get(name, 0) + count
+            features = cleaned(frame.select(manifest.feature_names))
+            x, unknown_here = encode(features, manifest.columns, first_row=row)
+            unknown.update(unknown_here)
+            in_group.update(manifest.calibration_groups(x).tolist())
             yield frame.with_columns(**_predictions(run, x, manifest, coverages)).select(*keep, *names)
             row += frame.height
             on_rows(frame.height)
@@ -65,6 +82,9 @@ def predict_table(
     first = next(frames_of := frames(), None)
     if first is None:
         raise TableError(f"{table.name} has a header but no rows")
+    unfit = [name for name in keep if first[name].dtype.is_nested() or first[name].dtype == pl.Binary]
+    if unfit and output.suffix == ".csv":
+        raise OptionError(f"--keep {unfit[0]}: CSV cannot hold its type; write the predictions as .parquet")
 
     def source(*_: object) -> Iterator[pl.DataFrame]:
         yield first
@@ -79,7 +99,7 @@ def predict_table(
         else:
             lazy.sink_csv(unfinished)
         unfinished.replace(output)
-    return unknown
+    return Scored(unknown=dict(unknown), unbounded=_unbounded_rows(in_group, manifest, coverages))
 
 
 def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[Values, Values]:
@@ -99,20 +119,38 @@ def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[
 
 
 def require_supported(coverages: Sequence[float], manifest: Manifest) -> None:
-    """Raise OptionError for a coverage outside (0, 1) or beyond what some calibration group supports."""
-    for group in manifest.calibration.groups:
-        largest = largest_coverage(group.rows, interval=manifest.calibration.interval)
-        for coverage in coverages:
-            if not 0 < coverage < 1:
-                raise OptionError(f"--coverage {coverage}: a coverage lies between 0 and 1, 0.9 for 90 %")
-            if coverage > largest:
-                where = "this model has" if group.value is None else f"{manifest.calibration.group_column} {group.value} has"
-                raise OptionError(f"--coverage {coverage}: {where} {group.rows} calibration rows; the largest is {largest}")
+    """Raise OptionError for a coverage outside (0, 1), or beyond what the calibration rows of all groups together support."""
+    rows = manifest.calibration.rows
+    largest = largest_coverage(rows, interval=manifest.calibration.interval)
+    for coverage in coverages:
+        if not 0 < coverage < 1:
+            raise OptionError(f"--coverage {coverage}: a coverage lies between 0 and 1, 0.9 for 90 %")
+        if coverage > largest:
+            raise OptionError(f"--coverage {coverage}: this model has {rows} calibration rows; the largest is {largest}")
+
+
+def _unbounded_rows(in_group: Mapping[int, int], manifest: Manifest, coverages: Sequence[float]) -> dict[str, int]:
+    """Of the numbers of rows by calibration group, those whose group is too small for a coverage, by the group's value."""
+    unbounded = {}
+    for number, count in sorted(in_group.items()):
+        _, upper = interval_factors(manifest.residuals(number), coverages, interval=manifest.calibration.interval)
+        if np.isinf(upper).any():
+            unbounded[str(manifest.calibration.groups[number].value)] = count
+    return unbounded
 
 
 def _column_names(manifest: Manifest, coverages: Sequence[float]) -> list[str]:
+    """The columns of the predictions. Raises OptionError where two targets would share one."""
     ends = [f"{end}_{coverage}" for coverage in coverages for end in ("lower", "upper")]
-    return [f"{target}_{what}" for target in manifest.target_names for what in (*_MOMENTS, *ends)]
+    owners: dict[str, str] = {}
+    for target in manifest.target_names:
+        for name in (f"{target}_{what}" for what in (*_MOMENTS, *ends)):
+            if owners.setdefault(name, target) != target:
+                raise OptionError(
+                    f"the targets {owners[name]!r} and {target!r} would both have a column {name!r} in the predictions; fit "
+                    "the model with another name for one of them"
+                )
+    return list(owners)
 
 
 def _predictions(run: Run, x: Values, manifest: Manifest, coverages: Sequence[float]) -> dict[str, pl.Series]:

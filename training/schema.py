@@ -171,13 +171,13 @@ def target_values(series: pl.Series, transform: str, *, rows: Rows) -> NDArray[n
     domain, outside = {
         "identity": ("any number", np.zeros(len(values), dtype=bool)),
         "log": ("values above 0", values <= 0),
-        "logit": ("values between 0 and 1", (values <= 0) | (values >= 1)),
+        "logit": ("values between 0 and 1, both excluded", (values <= 0) | (values >= 1)),
     }[transform]
     if outside.any():
         i = int(outside.argmax())
         raise TableError(
             f"target {name!r} holds {values[i]:g} in data row {rows[i]}, and the transform {transform} needs {domain}; "
-            "use the transform identity, or leave such rows out"
+            "leave such rows out, or fit a model without this transform"
         )
     return values
 

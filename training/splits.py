@@ -112,7 +112,7 @@ def plan_rows(
             )
         fit, stop = _rotated(rest, members, stop_share, units=units, random=member_random)
     plan = Plan(method=method, test=test, calibration=kept, fit=fit, stop=stop, out_of_fold=out_of_fold)
-    _check_sizes(plan)
+    _check_sizes(plan, crossable=time is None)
     return plan
 
 
@@ -206,8 +206,8 @@ def _require_units(found: int, needed: int, *, use: str) -> None:
         )
 
 
-def _check_sizes(plan: Plan) -> None:
-    """Raise TableError for the first use that got too few rows to do any good."""
+def _check_sizes(plan: Plan, *, crossable: bool) -> None:
+    """Raise TableError for the first use that got too few rows to do any good. crossable: cross-fitting is a way out."""
     found = {
         "fitting": (min(map(len, plan.fit)), LEAST_FIT_ROWS),
         "early stopping": (min(map(len, plan.stop)), LEAST_STOP_ROWS),
@@ -216,5 +216,7 @@ def _check_sizes(plan: Plan) -> None:
         found["calibration"] = (len(plan.calibration), LEAST_CALIBRATION_ROWS)
     for use, (count, needed) in found.items():
         if count < needed:
-            advice = "calibration cross, a larger share" if use == "calibration" else "smaller shares for the others"
+            advice = "smaller shares for the others"
+            if use == "calibration":
+                advice = "a larger --calibration-share" + (", or --calibration cross" if crossable else "")
             raise TableError(f"{count} rows are left for {use}, which needs at least {needed}; use more rows or {advice}")

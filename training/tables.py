@@ -105,9 +105,13 @@ def read_table(
     if height == 0:
         raise TableError(f"{source.path.name} has a header but no rows")
     frame, y, rows, notes = _complete_rows(frame, forms, drop_missing_target=drop_missing_target)
-    repeated = frame.height - frame.select([*features, *targets]).hash_rows().n_unique()
+    repeated = _repeated_rows(frame, [*features, *targets], group=group)
     if repeated:
-        notes.append(f"{repeated} rows repeat another row; copies in the test rows make the scores look better")
+        way_out = "drop them" + ("" if time else ", or name a column that marks the copies with --group")
+        notes.append(
+            f"{repeated} rows repeat another row; copies in the test rows make the scores look better, and intervals "
+            f"calibrated with copies on both sides are too narrow for new rows: {way_out}"
+        )
     columns, x = [], np.empty((len(rows), len(features)))
     for j, name in enumerate(features):
         column, x[:, j], remarks = describe(
@@ -133,6 +137,12 @@ def read_table(
         dropped=height - len(rows),
         notes=notes,
     )
+
+
+def _repeated_rows(frame: pl.DataFrame, names: Sequence[str], *, group: str | None) -> int:
+    """The number of rows that equal an earlier one in these columns, without those in its group: no split parts them."""
+    apart = frame.height if group is None else frame.select([*names, group]).hash_rows().n_unique()
+    return apart - frame.select(names).hash_rows().n_unique()
 
 
 def _features(

@@ -16,8 +16,9 @@ from training.calibrate import small_groups
 if TYPE_CHECKING:
     from training.fit import Epoch
 
-_console = Console(highlight=False)
-_errors = Console(stderr=True, highlight=False)
+# No markup, no emoji: what is printed holds names from tables, and `speed [km/h]` is a name, not a style.
+_console = Console(highlight=False, markup=False, emoji=False)
+_errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _SHOWN_COVERAGE = 0.9
 _PLAIN_LINES = 8
 """Progress lines of a fit where there is no terminal to draw a bar on."""
@@ -25,12 +26,12 @@ _PLAIN_LINES = 8
 
 def say(sentence: str) -> None:
     """A line for the user."""
-    _errors.print(sentence, markup=False, soft_wrap=True)
+    _errors.print(sentence, soft_wrap=True)
 
 
 def complain(sentence: str) -> None:
     """Why the command ends."""
-    _errors.print(f"error: {sentence}", markup=False, soft_wrap=True)
+    _errors.print(f"error: {sentence}", soft_wrap=True)
 
 
 class FitDisplay:
@@ -104,7 +105,7 @@ def show_manifest(manifest: Manifest) -> None:
     """A manifest for people."""
     columns = Table(title=f"{len(manifest.columns)} features", title_justify="left")
     for heading in ("feature", "kind", "training range", "missing"):
-        columns.add_column(heading)
+        columns.add_column(heading, overflow="fold")
     for column in manifest.columns:
         values = column.categories or []
         extent = f"{column.minimum:g} to {column.maximum:g}" if column.minimum is not None else ", ".join(values[:6])
@@ -114,9 +115,9 @@ def show_manifest(manifest: Manifest) -> None:
     for target in manifest.targets:
         unit = f" {target.unit}" if target.unit else ""
         how = "" if target.transform == "identity" else f", {target.transform}-transformed"
-        _console.print(f"target {target.name}: {target.minimum:g} to {target.maximum:g}{unit}{how}", markup=False)
+        _console.print(f"target {target.name}: {target.minimum:g} to {target.maximum:g}{unit}{how}")
     network, origin = manifest.network, manifest.origin
-    say_out = partial(_console.print, markup=False, soft_wrap=True)
+    say_out = partial(_console.print, soft_wrap=True)
     say_out(f"network: {network.members} members, {network.parameters} parameters, {network.family}, loss {network.loss}")
     show_calibration(manifest)
     uses = ", ".join(f"{rows} {use}" for use, rows in origin.rows_by_use.items())
@@ -130,10 +131,10 @@ def show_calibration(manifest: Manifest) -> None:
     calibration = manifest.calibration
     factors = ", ".join(f"{factor:.3g}" for factor in calibration.scale_factor)
     _console.print(f"calibration: {calibration.method}, {calibration.interval}, {calibration.rows} rows; std times {factors}")
-    _console.print(calibration.guarantee, markup=False)
+    _console.print(calibration.guarantee)
     if calibration.method == "split":
         coverage = manifest.default_coverage
         low, high = coverage_range(coverage, rows=calibration.rows, interval=calibration.interval)
         _console.print(f"coverage {coverage:g} on new rows: between {low:.3f} and {high:.3f} with 90 % probability")
     for sentence in small_groups(manifest.default_coverage, calibration):
-        _console.print(sentence, markup=False)
+        _console.print(sentence)

@@ -1,11 +1,12 @@
 import gzip
 import json
+import shlex
 
 import polars as pl
 import pytest
 
 from training.errors import TableError
-from training.files import count_rows, open_table, read_batches
+from training.files import cleaned, count_rows, open_table, read_batches
 
 NUMBERS = "a,b\n" + "".join(f"{i},{i / 4}\n" for i in range(2000))
 
@@ -37,7 +38,7 @@ def refusal(path, **options) -> str:
         ("t.csv", "é,b\n1,2\n".encode("latin1"), "not UTF-8 text: it holds the byte 0xe9"),
         ("t.csv", b"a,b\r1,2\r3,4\r", "bare carriage return"),
         ("t.csv", b"a;b\n1;2\n", "read it with --delimiter ';'"),
-        ("t.csv", b"a\tb\n1\t2\n", r"read it with --delimiter '\t'"),
+        ("t.csv", b"a\tb\n1\t2\n", "read it with --delimiter tab"),
         ("t.csv", b"a|b\n1|2\n", "read it with --delimiter '|'"),
         ("t.csv", b"a,b,a\n1,2,3\n", "more than one column 'a'"),
         ("t.csv", b"a, a\n1,2\n", "more than one column 'a'"),
@@ -76,9 +77,17 @@ def test_a_path_that_holds_no_file_is_refused(tmp_path):
     assert "is a folder" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("delimiter", ["", ",,", "é", '"', "\n"])
+@pytest.mark.parametrize("delimiter", ["", ",,", "é", '"', "\n", "TAB", "semicolon"])
 def test_a_delimiter_is_one_ascii_character(tmp_path, delimiter):
-    assert "is not one ASCII character" in refusal(tmp_path / "t.csv", delimiter=delimiter)
+    assert "is not one ASCII character such as ',' ';' '|', or the word tab" in refusal(tmp_path / "t.csv", delimiter=delimiter)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_that_a_refusal_advises_reads_the_table_when_a_shell_has_read_it(tmp_path, delimiter):
+    path = tmp_path / "t.csv"
+    path.write_text(f"a{delimiter}b\n1{delimiter}2\n")
+    advised = shlex.split(refusal(path, delimiter="^"))[-1]
+    assert next(read_batches(path, delimiter=advised)).rows() == [("1", "2")]
 
 
 @pytest.mark.parametrize(("delimiter", "text"), [(";", ";"), ("|", "|"), ("\t", "\t"), (r"\t", "\t"), ("tab", "\t")])
@@ -93,6 +102,19 @@ def test_cells_arrive_without_blanks_and_missing_words_as_null(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf a , "b"\r\n 1 ,x y\r\n ?,NA\r\nNaN,null\r\n,""\r\n')
     (frame,) = read_batches(path)
     assert frame.to_dict(as_series=False) == {"a": ["1", None, None, None], '"b"': ["x y", None, None, None]}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_text_as_it_stands_keeps_its_blanks_and_missing_words_until_it_is_cleaned(tmp_path, name):
+    path = tmp_path / name
+    frame = pl.DataFrame({"id": [" a ", "NA", "?", None, "007"], "n": [1, 2, None, 4, 5]})
+    (frame.write_csv if name.endswith(".csv") else frame.write_parquet)(path)
+    (stored,) = read_batches(path, columns=["n", "id"], as_it_stands=True)
+    assert stored.columns == ["n", "id"]
+    assert stored["id"].to_list() == [" a ", "NA", "?", None, "007"]
+    (whole,) = read_batches(path, columns=["n", "id"])
+    assert cleaned(stored).equals(whole)
+    assert whole["id"].to_list() == ["a", None, None, None, "007"]
 
 
 def test_quoted_delimiters_line_breaks_and_quotes_are_part_of_a_value(tmp_path):

@@ -8,7 +8,7 @@ from tests.model_files import MIXED, NUMERIC, write_formula_model
 from training import predict
 from training.calibrate import Residuals, calibrated
 from training.errors import OptionError, TableError
-from training.predict import predict_table, read_x_y, require_supported
+from training.predict import Scored, predict_table, read_x_y, require_supported
 
 COLUMNS = MIXED[:4]
 TARGETS = (Target(name="y", minimum=0, maximum=1), Target(name="z", minimum=0, maximum=1))
@@ -118,6 +118,40 @@ def test_a_feature_may_be_copied(model, csv, tmp_path):
     assert read(tmp_path / "out.parquet")["colour"].to_list() == table()["colour"].to_list()
 
 
+STORED = [" a ", "NA", "?", "007", "1.0", "", "nan", 'say "x", y', None]
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out.csv"])
+@pytest.mark.parametrize("source", ["rows.csv", "rows.parquet"])
+def test_copied_columns_are_as_they_stand_in_the_table(model, tmp_path, source, output):
+    frame = table(len(STORED)).with_columns(id=pl.Series(STORED), colour=pl.Series(["NA", " red ", "?", *["blue"] * 6]))
+    (frame.write_csv if source.endswith("csv") else frame.write_parquet)(tmp_path / source)
+    scored = predict_table(model, tmp_path / source, output=tmp_path / output, keep=["id", "colour"])
+    assert scored.unknown == {}
+    path = tmp_path / output
+    copied = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+    assert copied["id"].to_list() == STORED
+    assert copied["colour"].to_list() == frame["colour"].to_list()
+    as_text = copied["y_mean"].cast(pl.Float64).to_list()
+    x = as_x(frame.with_columns(colour=pl.Series([None, "red", None, *["blue"] * 6])))
+    np.testing.assert_allclose(as_text, open_model(model)[0](x, np.array([0.9]))["mean"][:, 0], rtol=1e-6)
+
+
+def test_a_copied_column_that_csv_cannot_hold_is_refused_and_parquet_takes_it(model, tmp_path):
+    table(3).with_columns(tags=pl.Series([[1], [2, 3], []])).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(OptionError, match=r"--keep tags: CSV cannot hold its type; write the predictions as \.parquet"):
+        predict_table(model, tmp_path / "rows.parquet", output=tmp_path / "out.csv", keep=["id", "tags"])
+    predict_table(model, tmp_path / "rows.parquet", output=tmp_path / "out.parquet", keep=["tags"])
+    assert read(tmp_path / "out.parquet")["tags"].to_list() == [[1], [2, 3], []]
+
+
+def test_targets_whose_predictions_would_share_a_column_are_refused(csv, tmp_path):
+    targets = (Target(name="y", minimum=0, maximum=1), Target(name="y_epistemic", minimum=0, maximum=1))
+    write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, targets=targets)
+    with pytest.raises(OptionError, match="the targets 'y' and 'y_epistemic' would both have a column 'y_epistemic_std'"):
+        predict_table(tmp_path / "model.onnx", csv, output=tmp_path / "out.csv")
+
+
 def test_a_copied_column_with_the_name_of_a_prediction_is_refused(model, tmp_path):
     table().with_columns(y_std=1.0).write_csv(tmp_path / "rows.csv")
     with pytest.raises(OptionError, match="--keep y_std: a column of the predictions has that name"):
@@ -134,7 +168,7 @@ def test_a_feature_with_the_name_of_a_prediction_is_no_problem(tmp_path):
 
 
 def test_unknown_categories_are_counted_over_all_batches_and_missing_ones_are_not(model, csv, tmp_path):
-    assert predict_table(model, csv, output=tmp_path / "out.csv") == {"colour": 7}
+    assert predict_table(model, csv, output=tmp_path / "out.csv") == Scored(unknown={"colour": 7}, unbounded={})
 
 
 @pytest.mark.parametrize(
@@ -152,11 +186,33 @@ def test_a_coverage_that_the_model_cannot_give_is_refused(model, csv, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "rows.csv"]
 
 
-def test_a_coverage_too_large_for_one_group_is_refused_by_its_name(tmp_path):
-    manifest = write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, group_column="colour")  # 19, 29 and 39 rows
-    require_supported([0.95], manifest)
-    with pytest.raises(OptionError, match=r"--coverage 0\.96: colour blue has 19 calibration rows; the largest is 0\.95$"):
-        require_supported([0.96], manifest)
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+def test_rows_of_a_group_too_small_for_a_coverage_get_infinite_intervals_and_are_counted(tmp_path, csv, interval):
+    # blue has 19 calibration rows, green 29, red 39 and all together 99: 0.96 wants 24, equal-tailed 49
+    write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, targets=TARGETS, group_column="colour", interval=interval)
+    scored = predict_table(
+        tmp_path / "model.onnx", csv, output=tmp_path / "out.parquet", coverages=[0.5, 0.96], keep=["colour"]
+    )
+    few = ["blue"] if interval == "symmetric" else ["blue", "green", "red"]
+    assert scored == Scored(unknown={"colour": 7}, unbounded=dict.fromkeys(few, 7))
+    predictions = read(tmp_path / "out.parquet")
+    small = predictions["colour"].is_in(few).fill_null(value=False).to_list()
+    assert predictions["y_upper_0.96"].is_infinite().to_list() == small
+    assert predictions["z_lower_0.96"].is_infinite().to_list() == small
+    assert predictions["y_upper_0.5"].is_finite().all()
+
+
+def test_unbounded_rows_of_a_logit_target_are_counted_though_their_bounds_are_finite(tmp_path, csv):
+    targets = (Target(name="y", minimum=0, maximum=1, transform="logit"),)
+    write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, targets=targets, group_column="colour")
+    scored = predict_table(tmp_path / "model.onnx", csv, output=tmp_path / "out.csv", coverages=[0.96])
+    assert scored.unbounded == {"blue": 7}
+
+
+def test_a_coverage_too_large_for_all_calibration_rows_is_refused_in_a_grouped_model_too(tmp_path):
+    manifest = write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, group_column="colour")
+    with pytest.raises(OptionError, match=r"--coverage 0\.995: this model has 99 calibration rows; the largest is 0\.99$"):
+        require_supported([0.995], manifest)
 
 
 def test_the_largest_coverage_that_is_named_is_accepted(model):

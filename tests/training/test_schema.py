@@ -229,3 +229,13 @@ def test_targets_of_a_new_table_keep_missing_values():
     np.testing.assert_array_equal(y, [[0.5, 1], [np.nan, 2]])
     with pytest.raises(TableError, match="target 'z' holds 0 in data row 8, and the transform log needs values above 0"):
         encode_targets(pl.DataFrame({"z": [1, 0], "y": [1, 2]}), targets, first_row=7)
+
+
+@pytest.mark.parametrize(
+    ("transform", "value", "domain"), [("log", 0.0, "above 0"), ("logit", 1.0, "between 0 and 1, both excluded")]
+)
+def test_a_value_outside_a_transform_is_refused_with_advice_that_also_holds_for_a_model_that_is_there(transform, value, domain):
+    target = Target(name="y", minimum=0, maximum=1, transform=transform)
+    with pytest.raises(TableError, match=domain) as refused:
+        encode_targets(pl.DataFrame({"y": [0.5, value]}), [target])
+    assert str(refused.value).endswith("; leave such rows out, or fit a model without this transform")

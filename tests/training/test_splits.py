@@ -137,7 +137,7 @@ def test_the_smallest_table_can_be_cross_fitted():
         (100, {"groups": np.zeros(100, dtype=int)}, "1 different .* left for test, which has to divide them 2 ways"),
         (100, {"groups": np.arange(100) % 4}, "3 different .* left for cross-fitting, .* 5 ways"),
         (100, {"time": np.zeros(100)}, "1 different .* left for test"),
-        (40, {"calibration": "split"}, "8 rows are left for calibration, which needs at least 9; .*cross"),
+        (40, {"calibration": "split"}, "8 rows are left for calibration, which needs at least 9; .* or --calibration cross"),
         (20, {"calibration": "none", "stop_share": 0.5}, "9 rows are left for fitting, which needs at least 10"),
         (20, {"calibration": "none", "stop_share": 0.05}, "1 rows are left for early stopping"),
         (100, {"test_share": 0.6}, "test_share 0.6 is not between 0 and 0.5"),
@@ -151,3 +151,9 @@ def test_the_smallest_table_can_be_cross_fitted():
 def test_a_plan_that_cannot_be_made_is_refused_with_the_reason(rows, changes, sentence):
     with pytest.raises(TableError, match=sentence):
         planned(rows, **changes)
+
+
+def test_cross_fitting_is_no_advice_where_a_time_column_rules_it_out():
+    with pytest.raises(TableError, match="8 rows are left for calibration") as refused:
+        planned(40, time=np.arange(40.0))
+    assert "cross" not in str(refused.value)

@@ -143,7 +143,24 @@ def test_blank_lines_are_left_out_and_rows_keep_their_numbers(tmp_path):
 
 def test_repeated_rows_are_noted(tmp_path):
     table = pl.concat([frame(), frame()[:3]])
-    assert read(tmp_path, table).notes == ["3 rows repeat another row; copies in the test rows make the scores look better"]
+    (note,) = read(tmp_path, table).notes
+    assert note.startswith("3 rows repeat another row; copies in the test rows make the scores look better")
+    assert "calibrated with copies on both sides are too narrow for new rows" in note
+    assert note.endswith("drop them, or name a column that marks the copies with --group")
+
+
+def test_with_a_time_column_the_advice_on_repeated_rows_names_no_group_which_time_refuses(tmp_path):
+    table = pl.concat([frame(), frame()[:3]]).with_row_index("t")
+    (note,) = read(tmp_path, table, time="t").notes
+    assert note.startswith("3 rows repeat another row")
+    assert note.endswith("too narrow for new rows: drop them")
+
+
+def test_copies_that_a_group_keeps_together_are_not_noted(tmp_path):
+    table = frame(g=[f"g{i}" for i in range(ROWS)])
+    assert read(tmp_path, pl.concat([table, table[:3]]), group="g").notes == []
+    (note,) = read(tmp_path, pl.concat([table, table[:3], table[:2].with_columns(g=pl.lit("other"))]), group="g").notes
+    assert note.startswith("2 rows repeat another row")
 
 
 def test_a_million_cells_are_read_without_losing_a_digit(tmp_path):

@@ -1,0 +1,72 @@
+"""What the scripts refuse, and what they hand on to Python."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script with a `python` that only writes down its arguments, and no Python to make an environment with."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nshift 3\necho "python: $*" >&2\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "false", "VENV": str(tmp_path / "venv")}
+
+    def run(script, *arguments):
+        command = ["bash", SCRIPTS / script, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["t.csv", "--target", "y", "--repository", "elsewhere"], "--repository: this publishes into model-repository"),
+        (["t.csv", "--target", "y", "--repository=elsewhere"], "--repository: this publishes into model-repository"),
+        (["t.csv", "--target", "y", "--once"], "--once: this trains each time"),
+        (["t.csv", "--target", "y", "--port"], "--port needs a value"),
+        (["t.csv", "--name", "--port", "8001"], "--name needs a value"),
+        (["t.csv", "--name="], "--name needs a value"),
+        (["--port=http"], "--port http: a port is a number from 1 to 65535"),
+        (["--port", "65536"], "--port 65536: a port is a number from 1 to 65535"),
+        (["--target", "price"], "name the table first, then its options: TABLE --target COLUMN"),
+    ],
+)
+def test_train_then_deploy_refuses_in_a_sentence_before_it_does_anything(run, arguments, sentence):
+    done = run("train-then-deploy.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"train-then-deploy: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name the table first"),
+        (["t.csv", "--target", "y", "--repository"], "--repository needs a value"),
+        (["t.csv", "--target", "y", "--repository="], "--repository needs a value"),
+        (["t.csv", "--name", "--once"], "--name needs a value"),
+        (["t.csv", "--target", "y", "--output", "m.onnx"], "--output: the model goes into the repository"),
+        (["t.csv", "--target", "y", "--name=a b"], "model name 'a b'"),
+    ],
+)
+def test_train_and_publish_refuses_in_a_sentence_before_it_does_anything(run, arguments, sentence):
+    done = run("train-and-publish.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"train-and-publish: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_train_and_publish_hands_on_the_options_last_so_that_one_without_a_value_takes_no_other_for_it(run):
+    done = run("train-and-publish.sh", "--repository=models", "t.csv", "--name=n", "--epochs", "3", "--target")
+    assert done.returncode == 0
+    fit, publish = done.stderr.splitlines()
+    assert fit.startswith("python: fit t.csv --output ")
+    assert fit.endswith("/model.onnx --epochs 3 --target")
+    assert publish.endswith("/model.onnx models --name n")

@@ -1,0 +1,62 @@
+import pytest
+
+from models.manifest import Column, Evaluation, IntervalScores, Scores, Target
+from tests.model_files import NUMERIC, write_formula_model
+from training import terminal
+
+COLUMNS = (
+    NUMERIC[0],
+    Column(name="speed [km/h]", kind="numeric", minimum=0.0, maximum=1.0),
+    Column(name="[/b] :smile:", kind="categorical", categories=["[red]", "x [/]"]),
+)
+TARGET = Target(name="[/b]", minimum=0.0, maximum=1.0, unit="[kN]")
+SCORES = Scores(
+    nll=1.0,
+    rmse=2.0,
+    r2=0.5,
+    mae=1.6,
+    crps=1.5,
+    calibration_error=0.01,
+    pit_histogram=[1.0],
+    intervals=[IntervalScores(coverage=0.9, observed_coverage=0.91, mean_width=3.0, interval_score=4.0)],
+)
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Consoles that wrap nothing."""
+    for console in (terminal._console, terminal._errors):
+        monkeypatch.setattr(console, "_width", 200)
+        monkeypatch.setattr(console, "_height", 50)
+
+
+def test_names_with_brackets_are_shown_as_they_are_in_the_scores(capsys):
+    by_predictor = {"model": {"[/b]": SCORES, "[bold]x": SCORES}}
+    terminal.show_scores("rows [1] :smile:.csv, 9 rows", by_predictor)
+    shown = capsys.readouterr().out
+    for name in ("[/b]", "[bold]x", "rows [1] :smile:.csv, 9 rows"):
+        assert name in shown
+
+
+def test_names_with_brackets_are_shown_as_they_are_in_a_manifest(tmp_path, capsys):
+    manifest = write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, targets=(TARGET,), group_column="[/b] :smile:")
+    evaluation = Evaluation(rows=9, targets={"[/b]": SCORES})
+    terminal.show_manifest(manifest.model_copy(update={"evaluation": evaluation, "default_coverage": 0.96}))
+    shown = capsys.readouterr().out
+    for text in (
+        "speed [km/h]",
+        "[/b] :smile:",
+        "[red], x [/]",
+        "target [/b]: 0 to 1 [kN]",
+        "[/b] :smile: [red] has 19 calibration rows",
+    ):
+        assert text in shown
+
+
+def test_sentences_with_brackets_are_said_as_they_are(capsys):
+    terminal.say("note: column '[/b]' :smile:")
+    terminal.complain("target 'speed [km/h]'")
+    with terminal.fit_progress() as display:
+        display.stage("fitting [/b]")
+    said = capsys.readouterr().err.splitlines()[:3]  # what is left is the end of the bar
+    assert said == ["note: column '[/b]' :smile:", "error: target 'speed [km/h]'", "fitting [/b]"]
