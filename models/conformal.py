@@ -24,6 +24,9 @@ from scipy import special
 Values = NDArray[np.float64]
 IntervalKind = Literal["symmetric", "equal_tailed"]
 CalibrationMethod = Literal["split", "cross", "none"]
+Dependence = Literal["group", "time"]
+UNCALIBRATED_ROWS = 9999
+"""Residuals that stand for a family where nothing is calibrated (`family_residuals`)."""
 
 
 def conformal_rank(coverage: float, *, rows: int) -> int:
@@ -162,8 +165,26 @@ def coverage_range(
     return float(low), float(high)
 
 
-def guarantee(method: CalibrationMethod, *, interval: IntervalKind, rows: int) -> str:
-    """What the prediction intervals of a calibration hold, in plain words."""
+_DEPENDENT: dict[Dependence, str] = {
+    "group": (
+        "Rows of one group depend on each other, so this holds only as far as groups are alike; with few calibration groups "
+        "the coverage on new groups can lie well off."
+    ),
+    "time": (
+        "The calibration rows are later than the fitted and earlier than new ones, so this holds only as far as nothing "
+        "changes with time."
+    ),
+}
+
+
+def guarantee(method: CalibrationMethod, *, interval: IntervalKind, rows: int, dependence: Dependence | None = None) -> str:
+    """What the prediction intervals of a calibration hold, in plain words.
+
+    dependence: rows were split by group or by time, since they depend on each other.
+    """
+    if dependence is not None and method != "none":
+        independent = guarantee(method, interval=interval, rows=rows).replace(_spread_of_coverage(rows, interval), "")
+        return f"{independent} {_DEPENDENT[dependence]}"
     finite = f"Finite intervals up to coverage {largest_coverage(rows, interval=interval)}."
     match method:
         case "split":
@@ -218,7 +239,26 @@ def sorted_residuals(y: Values, location: Values, scale: Values) -> Values:
     return np.sort(residuals.T, axis=1)
 
 
-def family_residuals(quantile: Callable[[Values], Values], *, rows: int = 9999) -> Values:
+def group_numbers(values: Values, codes: Sequence[float]) -> NDArray[np.int64]:
+    """The calibration group of each row: 0, all rows together, unless its value [n] is one of the groups' `codes` (from 1)."""
+    numbers = np.zeros(len(values), dtype=np.int64)
+    for number, code in enumerate(codes, start=1):
+        numbers[values == code] = number
+    return numbers
+
+
+def residual_nodes(residuals: Values, *, most: int = 1000) -> tuple[Values, Values]:
+    """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
+
+    residuals: [targets, rows], ascending. Up to `most` rows these are themselves; beyond, means of neighbours, so that the mean
+    stays exact and the tails keep their weight.
+    """
+    parts = np.array_split(np.arange(residuals.shape[1]), min(most, residuals.shape[1]))
+    starts, sizes = [part[0] for part in parts], np.array([len(part) for part in parts])
+    return np.add.reduceat(residuals, starts, axis=1) / sizes, sizes / sizes.sum()
+
+
+def family_residuals(quantile: Callable[[Values], Values], *, rows: int = UNCALIBRATED_ROWS) -> Values:
     """Residuals that stand for a family: an uncalibrated model gives that family's own intervals through the same ranks.
 
     quantile: the quantile function of the family with mean 0 and std 1, from [rows] probabilities to [rows] or

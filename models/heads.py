@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.manifest import Family as FamilyName
+from models.distributions import Family as FamilyName
 
 INITIAL_VARIANCE_OFFSET = math.log(math.e - 1)
 """softplus of it is 1: a raw output of 0 means variance 1, the spread of a standardised target."""

@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.conformal import CalibrationMethod, Dependence, IntervalKind, group_numbers
+from models.distributions import Family
+
 SCHEMA_VERSION = 1
 """The newest manifest that this code reads; raised when a reader of the old form would misread the new one."""
 
 Kind = Literal["numeric", "boolean", "categorical", "datetime"]
 Transform = Literal["identity", "log", "logit"]
-Family = Literal["gaussian", "laplace", "student_t"]
-CalibrationMethod = Literal["split", "cross", "none"]
-IntervalKind = Literal["symmetric", "equal_tailed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -100,6 +100,8 @@ class Calibration(_Part):
 
     method: CalibrationMethod
     interval: IntervalKind
+    dependence: Dependence | None = None
+    """Rows were split by group or by time: they are not exchangeable one by one, which weakens the guarantee."""
     group_column: str | None = None
     groups: Annotated[list[ResidualGroup], Field(min_length=1)]
     scale_factor: list[float]
@@ -113,7 +115,7 @@ class Calibration(_Part):
 
 
 class IntervalScores(_Part):
-    """How the prediction intervals of one coverage did on rows that nothing was fitted to."""
+    """How the prediction intervals of one coverage did, on those rows whose calibration group supports it."""
 
     coverage: float
     observed_coverage: float
@@ -142,7 +144,7 @@ class Evaluation(_Part):
     """Test rows: neither fitted, nor used for early stopping, nor for calibration."""
     targets: dict[str, Scores]
     baselines: dict[str, dict[str, Scores]] = {}
-    """`constant` (mean and std of the training rows) and `homoscedastic` (same network, one std for all rows)."""
+    """`constant` (mean and std of the fit rows) and `homoscedastic` (the same network fitted with one std for all rows)."""
 
 
 class Origin(_Part):
@@ -193,6 +195,8 @@ class Manifest(_Part):
         for group in self.calibration.groups:
             if len(group.residuals) != len(self.targets):
                 raise ValueError(f"calibration has residuals of {len(group.residuals)} targets, not {len(self.targets)}")
+        if len(self.targets) > 1 and "warnings" in self.target_names:
+            raise ValueError("with several targets none may be called 'warnings': answers hold the warnings of a row there")
         column = self.calibration.group_column
         if column is not None and column not in self.feature_names:
             raise ValueError(f"calibration group column {column!r} is not a feature")
@@ -207,6 +211,13 @@ class Manifest(_Part):
     def target_names(self) -> list[str]:
         """Names of the targets in the order of the outputs."""
         return [target.name for target in self.targets]
+
+    def calibration_groups(self, x: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The index in `calibration.groups` of the group that each row of x [n, features] belongs to: [n]."""
+        column, groups = self.calibration.group_column, self.calibration.groups[1:]
+        if column is None:
+            return np.zeros(len(x), dtype=np.int64)
+        return group_numbers(x[:, self.feature_names.index(column)], [float(group.code or 0) for group in groups])
 
     def residuals(self, group: int = 0) -> NDArray[np.float64]:
         """The sorted signed residuals of a calibration group: [targets, rows]."""

@@ -3,8 +3,6 @@
 Every array is [rows] and in the target's own unit unless it says otherwise. Means are over rows.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,23 +35,16 @@ def r2(y: Values, mean: Values) -> float | None:
     return 1 - float(np.sum((y - mean) ** 2) / np.sum((y - np.mean(y)) ** 2))
 
 
-def crps_by_quantiles(y: Values, quantile: Callable[[float], Values], *, nodes: int = 200) -> float:
-    """The mean continuous ranked probability score of a distribution that is known by its quantile function.
+def crps_of_nodes(y: Values, nodes: Values, weights: Values) -> float:
+    """The mean continuous ranked probability score of discrete distributions.
 
-    quantile: from a probability in (0, 1) to that quantile for each row, [rows], finite.
+    nodes: [rows, nodes], ascending. weights: [nodes], their probabilities.
 
-    The score is twice the integral of the pinball loss over p in (0, 1) (Laio and Tamea 2007; Gneiting and
-    Ranjan 2011), here by the midpoint rule in u with p = u^2 (3 - 2u), which puts more nodes where quantiles run away. For
-    one row of a Gaussian, or a log-normal with log-std up to 2, observed within four stds, it is off by at most 6e-5
-    of the score (plain midpoints: 1e-3), and by about a quarter of that with twice the nodes.
+    E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, eq. 21); finite, whatever tail the nodes stand for.
     """
-    total = 0.0
-    for node in range(nodes):
-        u = (node + 0.5) / nodes
-        p = u * u * (3 - 2 * u)
-        error = y - quantile(p)
-        total += 6 * u * (1 - u) * float(np.mean(np.maximum(p * error, (p - 1) * error)))
-    return 2 * total / nodes
+    after = np.cumsum(weights)
+    spread = nodes @ (weights * (2 * after - weights - 1))
+    return float(np.mean(np.abs(nodes - y[:, None]) @ weights - spread))
 
 
 def observed_coverage(y: Values, lower: Values, upper: Values) -> float:

@@ -10,18 +10,9 @@ from numpy.typing import NDArray
 
 from models import conformal
 from models.artifact import Run, cpu_session, golden_rows, open_model, read_model, session_run, write_model
-from models.distributions import distribution, maximum_likelihood_scale
-from models.manifest import (
-    Calibration,
-    CalibrationMethod,
-    Column,
-    Family,
-    Golden,
-    IntervalKind,
-    Manifest,
-    ResidualGroup,
-    Target,
-)
+from models.conformal import CalibrationMethod, Dependence, IntervalKind
+from models.distributions import Family, distribution, maximum_likelihood_scale
+from models.manifest import Calibration, Column, Golden, Manifest, ResidualGroup, Target
 from models.transforms import TRANSFORMS
 from training.errors import FitError, OptionError
 from training.graph import MEMBER_OUTPUTS, calibrated_graph, network_part, outputs_float64
@@ -91,11 +82,14 @@ def calibrated(
     freedom: Sequence[float | None],
     columns: list[Column],
     group_column: str | None = None,
+    dependence: Dependence | None = None,
 ) -> Calibration:
     """The calibration that these residuals make; None stands for method `none`, the family's own intervals.
 
-    freedom: [targets], the degrees of freedom of a student_t family, else None. Raises OptionError where `group_column` is not
-    a categorical or boolean feature, and FitError where the residuals have no likeliest scale.
+    freedom: [targets], the degrees of freedom of a student_t family, else None. dependence: how rows were split.
+
+    Raises OptionError where `group_column` is not a categorical or boolean feature, and FitError where the residuals have no
+    likeliest scale.
     """
     if residuals is None:
         unit = [distribution(family, mean=0.0, std=1.0, degrees_of_freedom=df) for df in freedom]
@@ -103,15 +97,15 @@ def calibrated(
         factors = np.ones(len(freedom))
     else:
         factors = _scale_factors(residuals.values, family, freedom)
-        ordered = Residuals(values=residuals.values / factors, x=residuals.x)
-        groups = [ResidualGroup(residuals=np.sort(ordered.values, axis=0).T.tolist())]
-        groups += _groups_by_value(ordered, columns, group_column) if group_column else []
-    words = conformal.guarantee(method, interval=interval, rows=groups[0].rows)
+        groups = [ResidualGroup(residuals=_sorted(residuals.values, factors))]
+        groups += _groups_by_value(residuals, factors, columns, group_column) if group_column else []
+    words = conformal.guarantee(method, interval=interval, rows=groups[0].rows, dependence=dependence)
     if group_column:
         words += f" The same holds within each value of {group_column} that has calibration rows, with these rows alone."
     return Calibration(
         method=method,
         interval=interval,
+        dependence=dependence,
         group_column=group_column,
         groups=groups,
         scale_factor=factors.tolist(),
@@ -130,12 +124,12 @@ def _scale_factors(residuals: Values, family: Family, freedom: Sequence[float | 
         ) from error
 
 
-def require_coverage(coverage: float, calibration: Calibration) -> None:
-    """Raise OptionError where the calibration rows, all together, are too few for a model's default coverage."""
-    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
+def require_coverage(coverage: float, *, rows: int, interval: IntervalKind) -> None:
+    """Raise OptionError where so many calibration rows are too few for a model's default coverage."""
+    largest = conformal.largest_coverage(rows, interval=interval)
     if coverage > largest:
         raise OptionError(
-            f"coverage {coverage:g}: {calibration.rows} calibration rows support at most {largest}; "
+            f"coverage {coverage:g}: {rows} calibration rows support at most {largest}; "
             "give more rows, or a smaller default coverage"
         )
 
@@ -151,13 +145,19 @@ def small_groups(coverage: float, calibration: Calibration) -> list[str]:
     return sentences
 
 
-def _groups_by_value(residuals: Residuals, columns: list[Column], name: str) -> list[ResidualGroup]:
+def _sorted(residuals: Values, factors: Values) -> list[list[float]]:
+    scale = np.broadcast_to(factors, residuals.shape)
+    ordered: list[list[float]] = conformal.sorted_residuals(residuals, np.zeros_like(residuals), scale).tolist()
+    return ordered
+
+
+def _groups_by_value(residuals: Residuals, factors: Values, columns: list[Column], name: str) -> list[ResidualGroup]:
     index, column = group_feature(columns, name)
     groups = []
     for code, value in enumerate(column.categories or ["false", "true"]):
         rows = residuals.values[residuals.x[:, index] == code]
         if len(rows):
-            groups.append(ResidualGroup(value=value, code=float(code), residuals=np.sort(rows, axis=0).T.tolist()))
+            groups.append(ResidualGroup(value=value, code=float(code), residuals=_sorted(rows, factors)))
     return groups
 
 
@@ -221,14 +221,16 @@ def recalibrate(
         freedom=old.network.degrees_of_freedom or [None] * len(old.targets),
         columns=old.columns,
         group_column=group_column or old.calibration.group_column,
+        dependence=old.calibration.dependence,
     )
-    require_coverage(old.default_coverage, calibration)
+    require_coverage(old.default_coverage, rows=calibration.rows, interval=calibration.interval)
     whole = calibrated_graph(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
     ).SerializeToString()
     update = {
         "calibration": calibration,
         "evaluation": None,
+        "origin": old.origin.model_copy(update={"rows_by_use": {**old.origin.rows_by_use, "calibration": calibration.rows}}),
         "golden": golden(session_run(cpu_session(whole)), old.columns, calibration),
     }
     manifest = old.model_copy(update=update)

@@ -43,6 +43,9 @@ def main() -> None:
     except (ArtifactError, FitError, OptionError, TableError) as error:
         terminal.complain(str(error))
         sys.exit(2)
+    except OSError as error:
+        terminal.complain(f"{error.filename or 'the output'}: {error.strerror or error}")
+        sys.exit(2)
     except KeyboardInterrupt:
         terminal.complain("stopped; nothing was written")
         sys.exit(130)
@@ -163,11 +166,15 @@ def predict(
     from training.predict import predict_table
 
     with terminal.row_progress(count_rows(table)) as on_rows:
-        unknown = predict_table(
+        scored = predict_table(
             model, table, output=output, coverages=coverage or (), keep=keep or (), delimiter=delimiter, on_rows=on_rows
         )
-    for name, count in unknown.items():
+    for name, count in scored.unknown.items():
         terminal.say(f"note: {name} had {count} values that the model does not know; they count as missing")
+    for value, count in scored.unbounded.items():
+        terminal.say(
+            f"note: {count} rows of calibration group {value} have an infinite interval: it has too few calibration rows"
+        )
     terminal.say(f"wrote {output}")
 
 
@@ -190,6 +197,10 @@ def calibrate(
 
     x, y = read_x_y(table, read_manifest(model), delimiter=delimiter)
     manifest = recalibrate(model, x, y, output=output or model, interval=interval, group_column=calibrate_by)
+    report = (output or model).with_suffix(".html")
+    if report.exists():  # it is about the old intervals, and would be published with the new ones
+        report.unlink()
+        terminal.say(f"removed {report}: it reported the intervals before this calibration")
     terminal.show_calibration(manifest)
     terminal.say(f"wrote {output or model}")
 

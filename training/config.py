@@ -39,7 +39,7 @@ class TableOptions(_Options):
     unit: Annotated[list[str], Field(description="COLUMN=UNIT, for the report, the metadata and the API's schema")] = []
     description: Annotated[list[str], Field(description="COLUMN=TEXT, what the column means; shown where the unit is")] = []
     drop_missing_target: Annotated[bool, Field(description="Leave out rows without a target")] = False
-    delimiter: Annotated[str, Field(min_length=1, max_length=1, description="Delimiter of a CSV file")] = ","
+    delimiter: Annotated[str, Field(min_length=1, description="Delimiter of a CSV file; tab is a word for it")] = ","
 
 
 class NetworkOptions(_Options):
@@ -63,7 +63,7 @@ class NetworkOptions(_Options):
         Count | None, Field(description="Stop after so many epochs without gain in any member; default a quarter of all")
     ] = None
     minimum_std: Annotated[Positive, Field(description="Floor of a member's std, relative to the target's")] = 1e-3
-    maximum_std: Annotated[Positive, Field(description="Cap of a member's std, relative to the target's")] = 10.0
+    maximum_std: Annotated[float, Field(gt=1, description="Cap of a member's std, relative to the target's")] = 10.0
     seed: Annotated[int, Field(ge=0, description="Seed of splits, weights and batches")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes a GPU if there is one")] = (
         "auto"
@@ -103,11 +103,24 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
     """All options of `python -m training fit`."""
 
     @model_validator(mode="after")
-    def _groups_need_calibration(self) -> Self:
-        if self.calibrate_by is not None and self.calibration == "none":
-            raise ValueError(
-                f"--calibrate-by {self.calibrate_by} needs calibration rows, which --calibration none does not take"
-            )
+    def _every_option_has_an_effect(self) -> Self:
+        idle = {
+            "beta": self.loss != "beta_nll" and f"--loss {self.loss} has no beta",
+            "embedding_outputs": not self.frequencies and "--frequencies 0 leaves the embedding out",
+            "frequency_scale": not self.frequencies and "--frequencies 0 leaves the embedding out",
+            "folds": self.calibration in ("split", "none") and f"--calibration {self.calibration} has no folds",
+            "calibration_share": self.calibration in ("cross", "none") and f"--calibration {self.calibration} holds none out",
+            "calibrate_by": self.calibration == "none" and "--calibration none takes no calibration rows",
+        }
+        for name in self.model_fields_set:
+            if idle.get(name):
+                raise ValueError(f"--{name.replace('_', '-')} has no effect here: {idle[name]}")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_can_name_the_targets(self) -> Self:
+        if len(self.target) > 1 and "warnings" in self.target:
+            raise ValueError("--target warnings: with several targets, answers hold warnings under that name; rename it")
         return self
 
     def transforms(self) -> dict[str, str]:

@@ -49,11 +49,7 @@ def calibration_curve(predictions: Predictions, x: Values, manifest: Manifest, *
     nominal = np.arange(1, 100) / 100
     nominal = nominal[nominal <= conformal.largest_coverage(fewest, interval=calibration.interval)]
     residual = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target]
-    group_of_row = np.zeros(len(x), dtype=np.int64)
-    if calibration.group_column is not None:
-        value = x[:, manifest.feature_names.index(calibration.group_column)]
-        for number, group in enumerate(calibration.groups[1:], start=1):
-            group_of_row[value == group.code] = number
+    group_of_row = manifest.calibration_groups(x)
     covered = np.zeros(len(nominal))
     for number in np.unique(group_of_row):
         lower, upper = conformal.interval_factors(manifest.residuals(number), nominal, interval=calibration.interval)

@@ -7,11 +7,11 @@ import numpy as np
 
 from models import conformal, metrics
 from models.artifact import Run
+from models.conformal import IntervalKind
 from models.distributions import distribution
-from models.manifest import Calibration, Evaluation, IntervalKind, IntervalScores, Manifest, Network, Scores, Target
+from models.manifest import Calibration, Evaluation, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
 from training.calibrate import Moments, Residuals, Values, calibrated, transformed
-from training.graph import MOMENT_NODES
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 _CHUNK_ROWS = 8192
@@ -22,7 +22,8 @@ class Predictions:
     """The answers for n rows, raw units: moments [n, targets], intervals [n, targets, coverages], and the rows' PIT values.
 
     location, scale: mean and std of the transformed target. pit: P(Y <= y) of the conformal predictive distribution.
-    Coverages that the calibration cannot support are left out.
+    residuals: [targets, rows], of all calibration rows. Coverages that these cannot support are left out; an interval is
+    infinite where the row's own group has too few of them.
     """
 
     y: Values
@@ -34,12 +35,12 @@ class Predictions:
     lower: Values
     upper: Values
     pit: Values
+    residuals: Values
 
 
 def supported_coverages(calibration: Calibration) -> list[float]:
-    """Those of COVERAGES that every group of the calibration can support."""
-    fewest = min(group.rows for group in calibration.groups)
-    largest = conformal.largest_coverage(fewest, interval=calibration.interval)
+    """Those of COVERAGES that the calibration rows, all together, can support."""
+    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
     return [coverage for coverage in COVERAGES if coverage <= largest]
 
 
@@ -52,6 +53,7 @@ def predicted(run: Run, x: Values, y: Values, manifest: Manifest) -> Predictions
         y=y,
         coverages=coverages,
         pit=_pit(x, (transformed(y, manifest.targets) - answers["location"]) / answers["scale"], manifest),
+        residuals=manifest.residuals(),
         **{name: answers[name] for name in ("mean", "std", "location", "scale", "lower", "upper")},
     )
 
@@ -82,12 +84,25 @@ def baseline_predictions(
     standardised = (transformed(y, targets) - location) / scale
     pit = conformal.cumulative_probability(ordered, standardised[..., None])[..., 0]
     return Predictions(
-        y=y, mean=mean, std=std, location=location, scale=scale, coverages=coverages, lower=lower, upper=upper, pit=pit
+        y=y,
+        mean=mean,
+        std=std,
+        location=location,
+        scale=scale,
+        coverages=coverages,
+        lower=lower,
+        upper=upper,
+        pit=pit,
+        residuals=ordered,
     )
 
 
 def scores(predictions: Predictions, *, targets: list[Target], network: Network) -> dict[str, Scores]:
-    """The scores by target; NLL and CRPS are those of the network's family with the predicted moments."""
+    """The scores by target.
+
+    NLL is that of the network's family with the predicted moments, and so is CRPS without a transform. With one, a family's
+    CRPS may be infinite (log under Student-t): there it is the CRPS of the calibration residuals, mapped back.
+    """
     return {target.name: _scores(predictions, t, target, network) for t, target in enumerate(targets)}
 
 
@@ -112,18 +127,23 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
     if target.transform == "identity":
         crps = float(np.mean(predictive.crps(y)))
     else:
-        crps = metrics.crps_by_quantiles(y, lambda probability: transform.inverse(predictive.quantile(probability)))
+        nodes, weights = conformal.residual_nodes(predictions.residuals)
+        reach = predictions.scale[:, t, None] * nodes[t]
+        crps = metrics.crps_of_nodes(y, transform.inverse(predictions.location[:, t, None] + reach), weights)
     intervals = []
     for index, coverage in enumerate(predictions.coverages):
         lower, upper = predictions.lower[:, t, index], predictions.upper[:, t, index]
-        intervals.append(
-            IntervalScores(
-                coverage=coverage,
-                observed_coverage=metrics.observed_coverage(y, lower, upper),
-                mean_width=metrics.mean_width(lower, upper),
-                interval_score=metrics.interval_score(y, lower, upper, coverage=coverage),
+        finite = np.isfinite(lower) & np.isfinite(upper)
+        if finite.any():  # a row of a group too small for this coverage has no interval to score
+            lower, upper = lower[finite], upper[finite]
+            intervals.append(
+                IntervalScores(
+                    coverage=coverage,
+                    observed_coverage=metrics.observed_coverage(y[finite], lower, upper),
+                    mean_width=metrics.mean_width(lower, upper),
+                    interval_score=metrics.interval_score(y[finite], lower, upper, coverage=coverage),
+                )
             )
-        )
     return Scores(
         nll=metrics.nll(predictive.log_density(transform.forward(y)) + transform.log_derivative(y)),
         rmse=metrics.rmse(y, predictions.mean[:, t]),
@@ -138,14 +158,11 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
 
 def _pit(x: Values, standardised: Values, manifest: Manifest) -> Values:
     """P(Y <= y) with the residuals of each row's own calibration group."""
-    calibration = manifest.calibration
-    pit = conformal.cumulative_probability(manifest.residuals(), standardised[..., None])[..., 0]
-    if calibration.group_column is not None:
-        value = x[:, manifest.feature_names.index(calibration.group_column)]
-        for number, group in enumerate(calibration.groups[1:], start=1):
-            rows = value == group.code
-            if rows.any():
-                pit[rows] = conformal.cumulative_probability(manifest.residuals(number), standardised[rows][..., None])[..., 0]
+    groups = manifest.calibration_groups(x)
+    pit = np.empty_like(standardised)
+    for group in np.unique(groups):
+        rows = groups == group
+        pit[rows] = conformal.cumulative_probability(manifest.residuals(group), standardised[rows][..., None])[..., 0]
     return pit
 
 
@@ -157,11 +174,12 @@ def _raw_units(values: Values, targets: list[Target]) -> Values:
 def _raw_moments(location: Values, scale: Values, residuals: Values, targets: list[Target]) -> Moments:
     if all(target.transform == "identity" for target in targets):
         return location, scale
-    levels = (np.arange(MOMENT_NODES) + 0.5) / MOMENT_NODES
-    nodes = np.quantile(residuals, levels, axis=1, method="hazen").T
+    nodes, weights = conformal.residual_nodes(residuals)
     raw = _raw_units(location[..., None] + scale[..., None] * nodes, targets)
+    mean = raw @ weights
+    std = np.sqrt((raw - mean[..., None]) ** 2 @ weights)
     plain = np.array([target.transform == "identity" for target in targets])
-    return np.where(plain, location, raw.mean(axis=2)), np.where(plain, scale, raw.std(axis=2))
+    return np.where(plain, location, mean), np.where(plain, scale, std)
 
 
 def _chunks(rows: int) -> Iterator[slice]:

@@ -41,9 +41,10 @@ def exported_network(fitted: Fitted, *, columns: int) -> onnx.ModelProto:
 
 
 def needs_float64(fitted: Fitted, targets: list[Target]) -> bool:
-    """Whether the outputs of this network need float64: a large offset, or an exponential that float32 has no room for."""
-    large_offset = np.any(np.abs(fitted.centre) > FLOAT64_RATIO * np.array(fitted.scale))
-    return bool(large_offset) or any(target.transform == "log" for target in targets)
+    """Whether the outputs need float64: a large offset, an exponential, or a unit that float32 has no room for."""
+    centre, scale = np.abs(fitted.centre), np.array(fitted.scale)
+    outside = (centre > FLOAT64_RATIO * scale) | (centre + FLOAT64_RATIO * scale > 1e30) | (scale < 1e-30)
+    return bool(outside.any()) or any(target.transform == "log" for target in targets)
 
 
 @contextlib.contextmanager

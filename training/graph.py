@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.artifact import OUTPUTS
+from models.conformal import residual_nodes
 from models.manifest import Calibration, Column, Target
 
 OPSET = 18
@@ -22,8 +23,6 @@ NETWORK_PREFIX = "network."
 RANK_GUARD = 1e-9
 """Absorbs how a decimal coverage is represented: (n + 1) c is 28.000000000000004 for c = 0.28 and n = 99. Float noise of the
 product stays under 1e-11 for 100 000 rows, and a four-decimal coverage leaves at least 1e-4 to the next rank."""
-MOMENT_NODES = 128
-"""Residual quantiles over which mean and std of a log- or logit-transformed target are averaged in the graph."""
 
 
 def calibrated_graph(
@@ -140,7 +139,7 @@ def _plain_moments() -> list[str]:
 
 
 def _transformed_moments() -> list[str]:
-    """Mean and std of the inverse-transformed distribution: averages over the calibration residuals' quantiles.
+    """Mean and std of the inverse-transformed distribution: averages over the calibration residuals (`residual_nodes`).
 
     Duan's smearing estimate (1983): it needs no closed form, and stays finite where the family's own moments do not (a log
     transform under Student-t). The two parts of std keep the proportion that they have in transformed space.
@@ -262,13 +261,13 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
         }
     transforms = np.array([target.transform for target in targets])
     if np.any(transforms != "identity"):
-        levels = (np.arange(MOMENT_NODES) + 0.5) / MOMENT_NODES
+        nodes, weights = residual_nodes(groups[0])
         constants |= {
             "is_plain_row": transforms == "identity",
             "is_log": (transforms == "log")[:, None],
             "is_logit": (transforms == "logit")[:, None],
-            "node_weights": np.full((MOMENT_NODES, 1), 1 / MOMENT_NODES),
-            "moment_nodes": np.quantile(groups[0], levels, axis=1, method="hazen").T.copy(),
+            "node_weights": weights[:, None],
+            "moment_nodes": nodes,
         }
     return constants
 

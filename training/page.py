@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
-from models.artifact import write_atomically
 from training.figures import Picture
 
 _PAGE = """<!DOCTYPE html>
@@ -126,7 +124,6 @@ def duration(seconds: float) -> str:
     return f"{minutes:,} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def write_page(path: Path, *, title: str, body: Iterable[Html]) -> None:
-    """Write a page to `path`, whole or not at all."""
-    page = _PAGE.format(title=escape(title), body="\n".join(body))
-    write_atomically(page.encode("utf-8", errors="replace"), path)
+def page(*, title: str, body: Iterable[Html]) -> bytes:
+    """A whole page, UTF-8."""
+    return _PAGE.format(title=escape(title), body="\n".join(body)).encode("utf-8", errors="replace")

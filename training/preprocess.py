@@ -28,9 +28,11 @@ def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> Feature
         values = x[:, index]
         known = values[~np.isnan(values)]
         if column.kind == "categorical":
-            codes = range(len(column.categories or []))
+            codes = np.unique(
+                known
+            ).tolist()  # a category without a fit row would keep its initial weights: it counts as unknown
             one_hot += [index] * len(codes)
-            one_hot_code += [float(code) for code in codes]
+            one_hot_code += codes
         else:
             middle, spread = (0.5, 0.5) if column.kind == "boolean" else _robust_centre_and_scale(known)
             if column.kind != "boolean":
@@ -55,6 +57,34 @@ def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> Feature
         cyclic=cyclic,
         cycle_seconds=cycle_seconds,
     )
+
+
+def seen_columns(
+    columns: list[Column], x: NDArray[np.float64], rows: NDArray[np.int64]
+) -> tuple[list[Column], NDArray[np.float64]]:
+    """The columns as `rows` of x [n, columns] describe them, and x in their codes; what other rows hold is not known.
+
+    Ranges, quantiles and shares missing are those of `rows`. A category that is not among them is unknown: NaN in x.
+    """
+    seen, coded = [], x.copy()
+    for index, column in enumerate(columns):
+        values = x[rows, index]
+        known = values[~np.isnan(values)]
+        if column.categories is not None:
+            codes = np.unique(known).astype(np.int64)
+            names = [column.categories[code] for code in codes]
+            recoded = np.full(len(column.categories) + 1, np.nan)  # the last entry is for what is missing already
+            recoded[codes] = np.arange(len(codes))
+            coded[:, index] = recoded[np.where(np.isnan(x[:, index]), -1, x[:, index]).astype(np.int64)]
+            seen.append(column.model_copy(update={"categories": names}))
+        else:
+            update: dict[str, object] = {"missing": 1 - len(known) / len(values)}
+            if column.minimum is not None and len(known):
+                quantiles = np.quantile(known, [float(level) for level in column.quantiles]).tolist()
+                update |= {"minimum": float(known.min()), "maximum": float(known.max())}
+                update |= {"quantiles": dict(zip(column.quantiles, quantiles, strict=True))}
+            seen.append(column.model_copy(update=update))
+    return seen, coded
 
 
 def _robust_centre_and_scale(known: NDArray[np.float64]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,11 @@ from training.page import (
     listed,
     measured,
     number,
+    page,
     percent,
     quantity,
     table,
     tag,
-    write_page,
 )
 
 Values = NDArray[np.float64]
@@ -50,10 +49,8 @@ _SCORES: tuple[tuple[str, Callable[[Scores], float | None], bool], ...] = (
 """Name, value, and whether it is in the target's unit."""
 
 
-def write_report(
-    path: Path, *, manifest: Manifest, predictions: Predictions | None, x: Values, run: Run, history: list[Epoch]
-) -> None:
-    """Write the report of a model to `path`, whole or not at all.
+def report_page(manifest: Manifest, *, predictions: Predictions | None, x: Values, run: Run, history: list[Epoch]) -> bytes:
+    """The report of a model, a whole HTML page.
 
     predictions: of the test rows `x` [n, columns], raw; None (and no rows) where nothing was held out. run: the model.
     """
@@ -64,7 +61,7 @@ def write_report(
         _training(manifest, history),
         _columns(manifest.columns),
     ]
-    write_page(path, title=f"{', '.join(manifest.target_names)}: errorbar report", body=body)
+    return page(title=f"{', '.join(manifest.target_names)}: errorbar report", body=body)
 
 
 def _head(manifest: Manifest) -> Html:
@@ -102,8 +99,10 @@ def _in_short(manifest: Manifest, evaluation: Evaluation) -> Iterable[Html]:
 def _guarantee(manifest: Manifest) -> Html:
     calibration = manifest.calibration
     parts = [tag("h2", "What the intervals promise"), tag("p", calibration.guarantee)]
+    if calibration.method != "none" and calibration.dependence is None:
+        parts.append(_coverage_ranges(calibration))
     if calibration.method != "none":
-        parts += [_coverage_ranges(calibration), *_scale_factors(manifest)]
+        parts += _scale_factors(manifest)
     return join(*parts)
 
 

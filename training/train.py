@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.artifact import cpu_session, session_run, write_model
+from models.artifact import cpu_session, session_run, write_atomically, write_model
+from models.conformal import UNCALIBRATED_ROWS
 from models.manifest import Calibration, Manifest, Network, Origin
 from models.networks import RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions, column_words
+from training.errors import OptionError
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
 from training.fit import Epoch, Fitted, fit
 from training.graph import calibrated_graph
-from training.preprocess import feature_statistics
-from training.report import write_report
+from training.preprocess import feature_statistics, seen_columns
+from training.report import report_page
 from training.splits import Plan, plan_rows
 from training.tables import Table, read_table
 
@@ -48,6 +51,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     """
     progress = progress or Progress()
     start = time.perf_counter()
+    _check_output(output, path)
     progress.stage(f"reading {path.name}")
     table = read_table(
         path,
@@ -78,6 +82,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         time=table.time,
         seed=options.seed,
     )
+    _check_plan(plan, table, options, progress)
+    columns, x = seen_columns(table.columns, table.x, np.setdiff1d(np.arange(table.rows), plan.test))
+    table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
     progress.stage(f"fitting {options.members} members on {table.rows} rows, {len(table.columns)} features, {options.loss}")
     fitted = _fit(table, y, plan, options, on_epoch=progress.epoch)
@@ -96,8 +103,8 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         freedom=network.degrees_of_freedom or [None] * len(table.targets),
         columns=table.columns,
         group_column=options.calibrate_by,
+        dependence="time" if options.time else "group" if options.group else None,
     )
-    calibrate.require_coverage(options.coverage, calibration)
     for sentence in calibrate.small_groups(options.coverage, calibration):
         progress.stage(f"note: {sentence}")
     graph = calibrated_graph(
@@ -130,21 +137,44 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         update={"evaluation": evaluated, "origin": _origin(table, plan, command, seconds=time.perf_counter() - start)}
     )
     progress.stage("writing the model and its report")
+    report = report_page(manifest, predictions=predictions, x=table.x[plan.test], run=run, history=fitted.history)
     write_model(graph, manifest, output)
-    write_report(
-        output.with_suffix(".html"),
-        manifest=manifest,
-        predictions=predictions,
-        x=table.x[plan.test],
-        run=run,
-        history=fitted.history,
-    )
+    write_atomically(report, output.with_suffix(".html"))
     return manifest
+
+
+def _check_output(output: Path, table: Path) -> None:
+    """Refuse now what could not be written after the fit."""
+    report = output.with_suffix(".html")
+    for path in (output, report):
+        if path.is_dir():
+            raise OptionError(f"--output {output}: {path} is a folder; name a file, such as {path / 'model.onnx'}")
+        if path.resolve() == table.resolve():
+            raise OptionError(f"--output {output}: would overwrite the table {table}")
+    if report == output:
+        raise OptionError(f"--output {output}: the report is written to that name; end the model's in .onnx")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise OptionError(f"--output {output}: cannot be written there ({error.strerror})") from error
+
+
+def _check_plan(plan: Plan, table: Table, options: FitOptions, progress: Progress) -> None:
+    """Refuse a default coverage that the calibration rows cannot support; tell of options that this plan does not use."""
+    rows = {"split": len(plan.calibration), "cross": table.rows - len(plan.test), "none": UNCALIBRATED_ROWS}[plan.method]
+    calibrate.require_coverage(options.coverage, rows=rows, interval=options.interval)
+    unused = {"split": "folds", "cross": "calibration_share"}.get(plan.method, "")
+    if unused in options.model_fields_set:
+        progress.stage(
+            f"note: --{unused.replace('_', '-')} has no effect: {plan.method} calibration was chosen for {rows} rows"
+        )
 
 
 def _described(table: Table, options: FitOptions) -> Table:
     """The table with the units and descriptions that the options give its columns."""
-    names = [part.name for part in (*table.columns, *table.targets)]
+    names = [column.name for column in table.columns] + [target.name for target in table.targets]
     units = column_words(options.unit, option="unit", names=names)
     descriptions = column_words(options.description, option="description", names=names)
 
@@ -188,10 +218,13 @@ def _raw_residuals(plan: Plan, x: Values, y: Values, moments: Moment) -> Residua
 
 def _baselines(table: Table, y: Values, plan: Plan, options: FitOptions, calibration: Calibration) -> dict[str, Predictions]:
     """What the model has to beat, calibrated on the same rows and predicting the same test rows."""
-    seen = y[np.unique(np.concatenate(plan.fit))]
+    rows = np.unique(np.concatenate(plan.fit))
+    weights = None if table.weights is None else table.weights[rows]
+    centre = np.average(y[rows], axis=0, weights=weights)
+    scale = np.sqrt(np.average((y[rows] - centre) ** 2, axis=0, weights=weights))
 
     def constant(x: Values, members: Sequence[int] | None) -> Moments:  # noqa: ARG001 - all members agree
-        return np.tile(seen.mean(axis=0), (len(x), 1)), np.tile(seen.std(axis=0), (len(x), 1))
+        return np.tile(centre, (len(x), 1)), np.tile(scale, (len(x), 1))
 
     homoscedastic = _fit(table, y, plan, options.model_copy(update={"loss": "homoscedastic"}))
 
@@ -258,15 +291,12 @@ def _version(library: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of the code that trains, where it runs from a git checkout."""
-    folder = Path(__file__).resolve().parent
+    """The revision of the code that trains, where it runs from its own git checkout."""
+    code = Path(__file__).resolve()
+    git = ["git", "-C", str(code.parent)]
     try:
-        answer = subprocess.run(  # noqa: S603 - no part of it comes from a user
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],  # noqa: S607 - git is where the user has it
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
+        # A virtual environment may lie within somebody else's repository: only one that tracks this file is ours.
+        subprocess.run([*git, "ls-files", "--error-unmatch", code.name], capture_output=True, check=True)  # noqa: S603
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip() or None

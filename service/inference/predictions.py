@@ -16,6 +16,7 @@ from models.conformal import (
     conformal_rank,
     cumulative_probability,
     equal_tailed_ranks,
+    group_numbers,
     largest_coverage,
     quantile_factors,
     sample_factors,
@@ -183,11 +184,9 @@ def _group_name(group: int, targets: CalibratedTargets) -> str:
 
 def _groups(x: Values, targets: CalibratedTargets) -> NDArray[np.int64]:
     """[n]: the calibration group of each row."""
-    groups = np.zeros(len(x), dtype=np.int64)
-    if targets.group_feature is not None:
-        for group, code in enumerate(targets.group_codes, start=1):
-            groups[x[:, targets.group_feature] == code] = group
-    return groups
+    if targets.group_feature is None:
+        return np.zeros(len(x), dtype=np.int64)
+    return group_numbers(x[:, targets.group_feature], targets.group_codes)
 
 
 def _by_group(

@@ -102,7 +102,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"epochs": "many"}, "--epochs 'many': input should be a valid integer"),
         ({"minimum_std": 20.0}, "minimum_std 20 must be below maximum_std 10"),
         ({"target": []}, r"--target \[\]: list should have at least 1 item"),
-        ({"delimiter": "||"}, r"--delimiter '\|\|': string should have at most 1 character"),
+        ({"maximum_std": 1.0}, "--maximum-std 1.0: input should be greater than 1"),
+        ({"delimiter": ""}, "--delimiter '': string should have at least 1 character"),
         ({"folds": 1}, "--folds 1: input should be greater than or equal to 2"),
     ],
 )
@@ -138,9 +139,21 @@ def test_a_transform_that_cannot_be_is_refused(entry, sentence):
         FitOptions(target=["y", "z"], transform=[entry]).transforms()
 
 
-def test_groups_cannot_be_calibrated_without_calibration():
-    with pytest.raises(OptionError, match="--calibrate-by colour needs calibration rows"):
-        fit_options({"target": ["y"], "calibrate_by": "colour", "calibration": "none"})
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "nll", "beta": 0.3}, "--beta has no effect here: --loss nll has no beta"),
+        ({"frequencies": 0, "embedding_outputs": 4}, "--embedding-outputs has no effect here: --frequencies 0"),
+        ({"frequencies": 0, "frequency_scale": 0.1}, "--frequency-scale has no effect here"),
+        ({"calibration": "split", "folds": 2}, "--folds has no effect here: --calibration split has no folds"),
+        ({"calibration": "cross", "calibration_share": 0.3}, "--calibration-share has no effect here"),
+        ({"calibration": "none", "calibrate_by": "colour"}, "--calibrate-by has no effect here: --calibration none"),
+        ({"target": ["y", "warnings"]}, "--target warnings: with several targets"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        fit_options({"target": ["y"], **options})
 
 
 def test_words_about_a_column_go_to_the_longest_name_that_fits():

@@ -179,10 +179,20 @@ def test_only_coverages_that_the_calibration_supports_are_scored(model, calibrat
     assert [one.coverage for one in score.intervals] == supported
 
 
-def test_the_smallest_group_decides_which_coverages_are_scored(model):
+def test_rows_of_a_group_too_small_for_a_coverage_are_left_out_of_its_score(model):
     calibration_rows = some_residuals(200)
     calibration_rows.x[:, 2] = np.where(np.arange(200) < 5, 1, 0)
-    assert supported_coverages(model(calibration_rows, group_column="colour")[1].calibration) == [0.5, 0.8]
+    run, manifest = model(calibration_rows, group_column="colour")
+    assert supported_coverages(manifest.calibration) == [0.5, 0.8, 0.9, 0.95]
+    x = rows(60)
+    x[:, 2] = np.arange(60) % 2
+    y = observed(x, ONE, stats.norm())
+    intervals = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)["y"].intervals
+    alone = predicted(run, x[::2], y[::2], manifest)
+    of_the_large_group = scores(alone, targets=manifest.targets, network=manifest.network)["y"].intervals
+    assert [one.coverage for one in intervals] == [0.5, 0.8, 0.9, 0.95]
+    assert intervals[0] != of_the_large_group[0]
+    assert intervals[2:] == of_the_large_group[2:], "five rows support no more than 0.8"
 
 
 def test_a_table_in_chunks_is_predicted_as_in_one(model, monkeypatch):

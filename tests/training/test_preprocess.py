@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.manifest import Column
-from training.preprocess import feature_statistics
+from training.preprocess import feature_statistics, seen_columns
 
 DAY = 86400.0
 WEEK, YEAR = 7 * DAY, 365.2425 * DAY
@@ -61,10 +61,26 @@ def test_false_and_true_become_minus_one_and_one_whatever_their_shares():
     assert (statistics.centre, statistics.scale, statistics.embedded) == ([0.5], [0.5], [])
 
 
-def test_every_category_gets_a_feature_even_one_that_the_fit_rows_lack():
-    statistics = of_one([0.0, 1.0, math.nan], "categorical")
-    assert (statistics.one_hot, statistics.one_hot_code) == ([0, 0, 0], [0.0, 1.0, 2.0])
+def test_a_category_without_a_fit_row_counts_as_unknown():
+    statistics = of_one([0.0, 2.0, math.nan], "categorical")
+    assert (statistics.one_hot, statistics.one_hot_code) == ([0, 0], [0.0, 2.0])
     assert (statistics.scaled, statistics.indicated) == ([], [0])
+
+
+def test_columns_are_described_by_the_rows_that_may_be_seen():
+    columns = [
+        Column(name="size", kind="numeric", minimum=0.0, maximum=99.0, quantiles={"0.5": 3.0}, missing=0.2),
+        Column(name="colour", kind="categorical", categories=["blue", "green", "red"]),
+        Column(name="open", kind="boolean"),
+    ]
+    x = np.array([[1.0, 2.0, 0.0], [math.nan, 0.0, 1.0], [5.0, math.nan, 1.0], [99.0, 1.0, math.nan]])
+    seen, coded = seen_columns(columns, x, np.array([0, 1, 2]))
+    assert (seen[0].minimum, seen[0].maximum, seen[0].quantiles) == (1.0, 5.0, {"0.5": 3.0})
+    assert seen[0].missing == pytest.approx(1 / 3)
+    assert seen[1].categories == ["blue", "red"]
+    np.testing.assert_array_equal(coded[:, 1], [1.0, 0.0, math.nan, math.nan], "green is in the last row only: unknown")
+    np.testing.assert_array_equal(coded[:, [0, 2]], x[:, [0, 2]])
+    assert x[3, 1] == 1.0, "the table itself stays as it is"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def mixed_table(tmp_path):
 
 def trained(path, tmp_path, **options):
     values = {"target": ["y"], **SMALL, "baselines": False} | options
+    if values.get("calibration") in ("split", "none"):
+        del values["folds"]
     train(path, FitOptions(**values), output=tmp_path / "model.onnx", command="test")
     return open_model(tmp_path / "model.onnx")
 
@@ -185,6 +187,30 @@ def test_an_interrupted_fit_leaves_the_old_model(mixed_table, tmp_path):
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed.csv", "model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere.html", "mixed.csv", "mixed.csv/model.onnx"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_fit(mixed_table, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    before = mixed_table.read_bytes()
+
+    def never(epoch: Epoch) -> None:
+        pytest.fail("the fit began")
+
+    options = FitOptions(target=["y"], **SMALL)
+    with pytest.raises(OptionError, match="--output"):
+        train(mixed_table, options, output=tmp_path / name, command="test", progress=Progress(epoch=never))
+    assert mixed_table.read_bytes() == before
+
+
+def test_a_category_of_test_rows_only_is_unknown_to_the_model(tmp_path):
+    frame = dataset("sine", rows=200).with_row_index("moment")
+    frame = frame.with_columns(kind=pl.when(pl.col("moment") >= 185).then(pl.lit("late")).otherwise(pl.lit("early")))
+    frame.write_csv(tmp_path / "late.csv")
+    _, manifest = trained(tmp_path / "late.csv", tmp_path, time="moment")
+    assert manifest.columns[1].categories == ["early"]
+    assert manifest.calibration.dependence == "time"
+    assert "nothing changes with time" in manifest.calibration.guarantee
 
 
 def test_the_model_file_holds_no_row_of_the_table(tmp_path):
