@@ -1,5 +1,6 @@
 """What the command line shows: progress, scores, manifests."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +17,10 @@ from training.calibrate import small_groups
 if TYPE_CHECKING:
     from training.fit import Epoch
 
+_PLAIN_WIDTH = 110
+"""Columns of what is shown where there is no terminal; 80, rich's own choice, would squeeze the names out of the scores."""
 # No markup, no emoji: what is printed holds names from tables, and `speed [km/h]` is a name, not a style.
-_console = Console(highlight=False, markup=False, emoji=False)
+_console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 _errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _SHOWN_COVERAGE = 0.9
 _PLAIN_LINES = 8
@@ -132,7 +135,7 @@ def show_calibration(manifest: Manifest) -> None:
     factors = ", ".join(f"{factor:.3g}" for factor in calibration.scale_factor)
     _console.print(f"calibration: {calibration.method}, {calibration.interval}, {calibration.rows} rows; std times {factors}")
     _console.print(calibration.guarantee)
-    if calibration.method == "split":
+    if calibration.method == "split" and calibration.dependence is None:
         coverage = manifest.default_coverage
         low, high = coverage_range(coverage, rows=calibration.rows, interval=calibration.interval)
         _console.print(f"coverage {coverage:g} on new rows: between {low:.3f} and {high:.3f} with 90 % probability")
