@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ OUTPUTS = ("mean", "std", "epistemic_std", "aleatoric_std", "location", "scale",
 """What every model answers. `location` and `scale` are mean and std of the *transformed* target: an interval is the
 inverse transform of `location + factor * scale`; where the transform is the identity they equal `mean` and `std`."""
 
+MOST_BYTES = 2**31 - 1
+"""The limit of a protobuf message."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of models, in whole: safe as a folder's name, in a URL, and as the label of a metric."""
 
@@ -72,6 +75,11 @@ def read_model(path: Path | str) -> tuple[bytes, Manifest]:
     """
     path = Path(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not path.is_dir():
+            raise ArtifactError(f"{path}: is no regular file")
+        if status.st_size > MOST_BYTES:
+            raise ArtifactError(f"{path}: is larger than {MOST_BYTES} bytes, the most that an ONNX file can have")
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
@@ -228,6 +236,8 @@ def _fields(data: bytes, *, where: str) -> Iterator[tuple[int, int, int, int]]:
         try:
             key, position = _varint(data, position)
             wire, number = key & 7, key >> 3
+            if number == 0:  # protobuf has no such field; without this, zeros would be read byte by byte to their end
+                raise ArtifactError(f"{where}: is not an ONNX file")
             if wire == _WIRE_BYTES:
                 length, value = _varint(data, position)
                 position = value + length

@@ -2,7 +2,7 @@
 # Proves the images and docker-compose.yml with a real engine: builds, brings up, predicts, retrains under load, scales, stops.
 # Needs docker with compose, bash and python3. Takes everything down again; only the engine's build cache stays.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname "$0")/.."
 
 work=$(mktemp -d)
 mkdir "$work/data"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that proves the project: lint, format, types, import contracts, tests. Arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname "$0")/.."
 . scripts/environment.sh
 ensure_environment training,dev
 

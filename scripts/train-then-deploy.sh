@@ -10,7 +10,7 @@
 #   --stop-after-check    end with status 0 after the first good answer
 #   any other option      goes to `python -m training fit` (see its --help)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname "$0")/.."
 invoked_from=$OLDPWD
 . scripts/environment.sh
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,6 @@ class Repository:
             except Exception:
                 logger.exception("watching %s failed; again in %g s", self.path, self._rescan_seconds)
                 await asyncio.sleep(self._rescan_seconds)
-                await self.rescan()
 
     async def _watch_folder(self) -> None:
         """Watch the folder that stands there now, until another does."""
@@ -191,11 +191,16 @@ class Repository:
         entry.labels_problem = found.labels_problem
         labels = entry.labels if found.labels_problem else found.labels
         newest_first = sorted(found.versions, reverse=True)
-        kept = {*newest_first[: self._loaded_versions], *(labels.values() & found.versions.keys())}
-        for version in sorted(kept, reverse=True):
+        kept = set[int]()
+        good = 0  # a refused version takes no good one's place
+        for version in newest_first:
+            if good >= self._loaded_versions and version not in labels.values():
+                continue
             if entry.signatures.get(version) != found.versions[version]:
                 entry.signatures[version] = found.versions[version]
                 await self._take_in(name, version, entry)
+            kept.add(version)
+            good += version in entry.served
         # Only now: there is no moment in which a request finds neither the old nor the new.
         entry.labels = labels
         entry.unloaded = frozenset(found.versions.keys() - kept)
@@ -250,19 +255,25 @@ def _versions(folder: Path) -> dict[int, Signature]:
     versions = {}
     for entry in _folders(folder):
         if _VERSION.fullmatch(entry.name):
-            with contextlib.suppress(FileNotFoundError):  # no model file, or gone since the folder was listed
+            try:
                 status = (entry / MODEL_FILE).stat()
                 versions[int(entry.name)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:  # no model file, or gone since the folder was listed
+                continue
+            except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason
+                versions[int(entry.name)] = (0, 0, 0)
     return versions
 
 
 def _labels(path: Path) -> tuple[dict[str, int], str | None]:
     """The labels of a model, and what is wrong with the file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return {}, f"{path} is no regular file"
         labels = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}, None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path} cannot be read ({error})"
     expected = 'an object of labels and versions, such as {"stable": 3}'
     if not isinstance(labels, dict):

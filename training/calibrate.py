@@ -1,5 +1,6 @@
 """Calibration of the exported network: residuals in ONNX Runtime, scale factor, conformal groups. Needs no torch."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,13 @@ def _typical_value(column: Column, number: int) -> float:
         return float(number % 2)
     low, high = column.minimum or 0.0, column.maximum or 0.0
     return low + _GOLDEN_PLACES[number] * (high - low)
+
+
+def require_new_table(table: Path, manifest: Manifest) -> None:
+    """Raise OptionError where `table` is the file that the model was fitted to: its residuals say nothing about new rows."""
+    with table.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() == manifest.origin.data_sha256:
+            raise OptionError(f"{table.name} is the table that the model was fitted to; take rows that it has not seen")
 
 
 def recalibrate(

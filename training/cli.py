@@ -137,11 +137,13 @@ def evaluate(
     delimiter: Delimiter = ",",
 ) -> None:
     """Score a model on the rows of a table that it has not seen."""
+    from training.calibrate import require_new_table
     from training.evaluate import predicted, scores
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
     x, y = read_x_y(table, manifest, delimiter=delimiter)
+    require_new_table(table, manifest)
     by_target = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)
     if as_json:
         document = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
@@ -192,10 +194,12 @@ def calibrate(
     delimiter: Delimiter = ",",
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
-    from training.calibrate import recalibrate
+    from training.calibrate import recalibrate, require_new_table
     from training.predict import read_x_y
 
-    x, y = read_x_y(table, read_manifest(model), delimiter=delimiter)
+    old = read_manifest(model)
+    x, y = read_x_y(table, old, delimiter=delimiter)
+    require_new_table(table, old)
     manifest = recalibrate(model, x, y, output=output or model, interval=interval, group_column=calibrate_by)
     report = (output or model).with_suffix(".html")
     if report.exists():  # it is about the old intervals, and would be published with the new ones

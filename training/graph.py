@@ -203,8 +203,8 @@ def _ranks(interval: str) -> list[str]:
 def _gathered(rank: str, factor: str) -> list[str]:
     """Scores at [groups, k] ranks: [groups, targets, k]. No Shape operator: it would pin part of the graph to the CPU."""
     return [
-        f"{rank}_from_zero = Max({rank}, zero)",
-        f"{rank}_bounded = Min({rank}_from_zero, rows_plus_one)",
+        f"{rank}_from_first = Max({rank}, first_rank)",
+        f"{rank}_bounded = Min({rank}_from_first, rows_plus_one)",
         f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank}_bounded)",
         f"{rank}_index = Add({rank}_integer, group_offset)",
         f"{rank}_scores = Gather<axis=0>(scores, {rank}_index)",
@@ -243,7 +243,7 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
     constants: dict[str, NDArray[np.generic]] = {
         "first_axis": np.array([0], dtype=int64),
         "last_axis": np.array([-1], dtype=int64),
-        "zero": np.array(0.0),
+        "first_rank": np.array(1.0 if calibration.interval == "symmetric" else 0.0),  # the guard swallows a tiny coverage
         "rank_guard": np.array(RANK_GUARD),
         "scale_factor": np.array(calibration.scale_factor, dtype=float64),
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),

@@ -53,7 +53,14 @@ def example_instance(columns: Sequence[Column]) -> dict[str, Any]:
 
 def example_request(manifest: Manifest) -> dict[str, Any]:
     """A request that the model answers."""
-    return {"instances": [example_instance(manifest.columns)], "coverage": [manifest.default_coverage]}
+    instance, calibration = example_instance(manifest.columns), manifest.calibration
+    group = calibration.groups[0]
+    if calibration.groups[1:]:  # the largest is the one most likely to support the default coverage
+        group = max(calibration.groups[1:], key=lambda one: one.rows)
+        column = next(column for column in manifest.columns if column.name == calibration.group_column)
+        instance[column.name] = group.code == 1 if column.kind == "boolean" else group.value
+    largest = largest_coverage(group.rows, interval=calibration.interval)
+    return {"instances": [instance], "coverage": [min(manifest.default_coverage, largest)] if largest else []}
 
 
 def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:

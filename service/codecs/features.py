@@ -19,6 +19,7 @@ from service.errors import LISTED_PROBLEMS, Problem
 Values = NDArray[np.float64]
 
 _NUMBERS = frozenset({int, float, NoneType})
+_FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 _LISTED_CATEGORIES = 10
 _SHOWN_CHARACTERS = 100
 _ENOUGH = LISTED_PROBLEMS + 1  # more are not looked for: a large request could hold millions
@@ -219,8 +220,9 @@ def _cell(value: object, column: Column, codes: dict[Any, float]) -> float | Non
         case "categorical":
             return _category(value, column, codes)
         case "boolean":
-            if value in (0, 1) and not isinstance(value, str):
-                return float(value)
+            word = value.strip().lower() if isinstance(value, str) else value
+            if isinstance(word, str | int | float) and word in _FLAGS:
+                return _FLAGS[word]
             raise ValueError(f"{_shown(value)} is {json_type(value)}; give true or false (or 1 or 0)")
         case "datetime":
             return _seconds(value)
@@ -231,7 +233,10 @@ def _cell(value: object, column: Column, codes: dict[Any, float]) -> float | Non
 
 
 def _category(value: object, column: Column, codes: dict[Any, float]) -> float | None:
-    if isinstance(value, str) or (column.integer and isinstance(value, int | float) and not isinstance(value, bool)):
+    if isinstance(value, str):
+        text = value.strip()  # as in a table
+        return codes.get(text) if text else math.nan
+    if column.integer and isinstance(value, int | float) and not isinstance(value, bool):
         return codes.get(value)
     expected = "a whole number or its text" if column.integer else "a text"
     raise ValueError(f"{_shown(value)} is {json_type(value)}; give {expected}: {_known(column)}")
@@ -243,8 +248,12 @@ def _seconds(value: object) -> float:
     expected = "give an ISO 8601 date or time such as '2026-11-21T12:00:00Z', or seconds since 1970-01-01 UTC"
     if not isinstance(value, str):
         raise ValueError(f"{_shown(value)} is {json_type(value)}; {expected}")  # noqa: TRY004 - the type is the client's
+    text = value.strip()
+    if not text:
+        return math.nan
+    digits = len(text) > 8 and text[:9].isdigit()  # fromisoformat takes twenty digits for a date
     try:
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat("" if digits else text)
     except ValueError:
         raise ValueError(f"{_shown(value)} is no date; {expected}") from None
     if moment.tzinfo is None:

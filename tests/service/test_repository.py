@@ -2,6 +2,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import re
 import shutil
 
 import pytest
@@ -276,3 +278,48 @@ async def test_a_file_system_that_cannot_be_watched_is_read_now_and_then(reposit
         await until_changed()
         assert models.model("m").version == 2
     assert "OS file watch limit reached" in caplog.text
+
+
+async def test_refused_versions_take_no_good_ones_place(repository):
+    write_version(repository, 2)
+    models = await scanned(repository, loaded_versions=1)
+    for version in (3, 4):
+        (repository / "m" / str(version)).mkdir()
+        (repository / "m" / str(version) / "model.onnx").write_bytes(b"junk")
+    await models.rescan()
+    assert models.model("m").version == 2
+    assert set(models.entry("m").failures) == {3, 4}
+    write_version(repository, 5)
+    await models.rescan()
+    assert models.model("m").version == 5
+    assert set(models.entry("m").served) == {5}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "device", "zeros"])
+async def test_what_is_no_file_is_refused_and_other_models_go_on(repository, kind):
+    path = repository / "odd" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to("model.onnx")
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "zeros":
+            path.write_bytes(bytes(50_000_000))
+    models = await scanned(repository)
+    assert models.model("m").version == 1
+    assert re.search("no regular file|cannot be read|not an ONNX file", models.entry("odd").failures[1])
+
+
+async def test_labels_nested_too_deeply_are_told(repository):
+    (repository / "m" / "labels.json").write_text("[" * 100_000)
+    models = await scanned(repository)
+    assert "cannot be read" in models.entry("m").labels_problem
+
+
+async def test_labels_that_are_no_file_are_told(repository):
+    os.mkfifo(repository / "m" / "labels.json")
+    models = await scanned(repository)
+    assert "no regular file" in models.entry("m").labels_problem

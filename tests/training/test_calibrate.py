@@ -1,3 +1,4 @@
+import hashlib
 import math
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from training.calibrate import (
     mixture,
     out_of_fold_moments,
     recalibrate,
+    require_new_table,
     small_groups,
     transformed,
 )
@@ -396,3 +398,15 @@ def test_a_calibration_that_fails_leaves_the_old_file(tmp_path, rows, group_colu
         recalibrate(path, *biased_rows(rows, seed=1), output=path, interval=None, group_column=group_column)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_table_that_a_model_was_fitted_to_is_refused(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("a,y\n1,2\n")
+    write_model_file(tmp_path / "model.onnx")
+    manifest = read_manifest(tmp_path / "model.onnx")
+    require_new_table(table, manifest)
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    fitted = manifest.model_copy(update={"origin": manifest.origin.model_copy(update={"data_sha256": digest})})
+    with pytest.raises(OptionError, match=r"table\.csv is the table that the model was fitted to"):
+        require_new_table(table, fitted)

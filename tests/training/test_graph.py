@@ -418,3 +418,9 @@ def test_the_residuals_stand_in_the_graph_as_a_constant():
 def test_no_operator_of_the_calibrated_part_lives_on_the_cpu_only():
     graph = model(draws(99), draws(19), columns=MIXED, group_column="colour", codes=(None, 0.0), interval="equal_tailed").graph
     assert not {"Shape", "Size", "NonZero", "Range"} & {node.op_type for node in graph.node}
+
+
+def test_the_tiniest_coverage_has_the_first_rank():
+    residuals = draws(99)
+    answer = answers(model(residuals), x=X[:1], coverage=[1e-300, 0.0001])
+    assert answer["upper"][0, 0, 0] == answer["upper"][0, 0, 1] > 0

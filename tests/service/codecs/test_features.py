@@ -108,10 +108,23 @@ def test_a_misspelt_feature_is_told_the_nearest_names():
 
 
 def test_the_problem_of_each_kind_says_what_would_be_right():
-    found = {feature: problem for _, feature, problem in problems_of([[1, 2, 3, "yes", "1st May"]], MIXED_FEATURES)}
-    assert found["open"] == "'yes' is a text; give true or false (or 1 or 0)"
+    found = {feature: problem for _, feature, problem in problems_of([[1, 2, 3, "ja", "1st May"]], MIXED_FEATURES)}
+    assert found["open"] == "'ja' is a text; give true or false (or 1 or 0)"
     assert found["colour"] == "3 is a number; give a text: blue, green, red"
     assert found["when"].startswith("'1st May' is no date; give an ISO 8601 date")
+
+
+def test_texts_are_read_as_in_a_table():
+    x, unknown, problems = read_instances([[1, 2, " red ", "Yes", " 2020-01-02 "], [1, 2, " ", "", ""]], MIXED_FEATURES)
+    assert (unknown, problems) == ([], [])
+    assert x[0, 2:].tolist() == [2.0, 1.0, 1577923200.0]
+    assert np.isnan(x[1, 2:]).all()
+
+
+@pytest.mark.parametrize("digits", ["1" * 20, "1" * 9, "20200102030405"])
+def test_a_row_of_digits_is_no_date(digits):
+    assert [problem[1] for problem in problems_of([[1, 2, "red", True, digits]], MIXED_FEATURES)] == ["when"]
+    assert problems_of([[1, 2, "red", True, "20200102"]], MIXED_FEATURES) == []
 
 
 def test_a_request_full_of_problems_is_not_searched_to_its_end():

@@ -19,7 +19,7 @@ async def test_the_list_shows_versions_states_labels_and_reasons(repository):
     (repository / "m" / "3").mkdir()
     (repository / "m" / "3" / "model.onnx").touch()
     (repository / "m" / "labels.json").write_text('{"stable": 2}')
-    async with running(repository, loaded_versions=2) as service:
+    async with running(repository, loaded_versions=1) as service:
         listed = await get(service, "/v1/models")
         shown = await get(service, "/v1/models/m")
     path = repository / "m" / "3" / "model.onnx"
@@ -35,6 +35,14 @@ async def test_the_list_shows_versions_states_labels_and_reasons(repository):
     }
     assert listed == {"models": [described]}
     assert shown == described | {"ready": True}
+
+
+async def test_the_example_is_one_that_a_model_with_a_small_group_answers(tmp_path):
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=MIXED, group_column="colour")  # blue has 19 rows, red 39
+    async with running(tmp_path) as service:
+        example = (await get(service, "/v1/models/m/metadata"))["example"]
+    assert example["instances"][0]["colour"] == "red"
+    assert example["coverage"] == [0.9]
 
 
 async def test_metadata_is_the_manifest_without_its_long_arrays(tmp_path):
