@@ -48,7 +48,7 @@ def read_request(body: bytes, features: Features, *, targets: int, default_cover
     if not isinstance(request, dict):
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
     problems = [
-        Problem(f"{key!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
+        Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
         for key in request
         if key not in _KEYS
     ]
@@ -205,7 +205,7 @@ class _Options:
 
     def flag(self, key: str) -> bool:
         """True or false; false where absent."""
-        value = self._request.get(key, False)
-        if type(value) is not bool:
+        value = self._request.get(key)
+        if value is not None and type(value) is not bool:
             self._problems.append(Problem(f"{key!r} is {json_type(value)}; give true or false"))
         return value is True

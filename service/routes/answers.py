@@ -34,6 +34,12 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
     `limit`: bytes, before and after decompression; a larger body is refused (TooLargeError) without reading on.
     """
+    encoding = None
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)  # before it is sent
+        if name == b"content-encoding":
+            encoding = value.decode("latin-1").lower()
     message = await receive()
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
@@ -42,10 +48,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
         raise ClientDisconnect
     if len(body) > limit:
         raise _too_large(limit)
-    for name, value in scope["headers"]:
-        if name == b"content-encoding":
-            return _decompressed(body, value.decode("latin-1").lower(), limit=limit)
-    return body
+    return body if encoding is None else _decompressed(body, encoding, limit=limit)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -81,6 +84,8 @@ def _decompressed(body: bytes, encoding: str, *, limit: int) -> bytes:
         raise _too_large(limit)
     if not reader.eof:
         raise InvalidRequestError(f"the body is not {encoding}: it is cut short")
+    if reader.unused_data:
+        raise InvalidRequestError(f"the body holds {len(reader.unused_data)} bytes after its {encoding} data; send one stream")
     return plain
 
 

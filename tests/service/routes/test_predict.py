@@ -133,12 +133,20 @@ async def test_a_compressed_body_is_read(repository, encoding, encode):
     assert answer.status_code == 200
 
 
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(repository):
+    async with running(repository, max_body_bytes=1000) as service:
+        answer = await service.http.post("/v1/models/m:predict", content=b"{}", headers={"content-length": "1001"})
+    assert answer.status_code == 413
+    assert "larger than 1000 bytes" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("encoding", "body", "sentence"),
     [
         ("br", b"x", "Content-Encoding 'br' is not read here; send gzip, deflate or no encoding"),
         ("gzip", b"{}", "the body is not gzip: "),
         ("gzip", gzip.compress(b"{}")[:-4], "the body is not gzip: it is cut short"),
+        ("gzip", gzip.compress(b"{}") + b"more", "the body holds 4 bytes after its gzip data; send one stream"),
     ],
 )
 async def test_a_body_that_cannot_be_decompressed_is_a_400(repository, encoding, body, sentence):
