@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.conformal import CalibrationMethod, Dependence, IntervalKind, group_numbers
+from models.conformal import CalibrationMethod, Dependence, IntervalKind, group_numbers, largest_coverage
 from models.distributions import Family
 
 SCHEMA_VERSION = 1
@@ -112,6 +112,11 @@ class Calibration(_Part):
     def rows(self) -> int:
         """The number of calibration rows of all groups together."""
         return self.groups[0].rows
+
+    @property
+    def common_coverage(self) -> float:
+        """The largest coverage that every group supports; 0 where one supports none."""
+        return largest_coverage(min(group.rows for group in self.groups), interval=self.interval)
 
 
 class IntervalScores(_Part):

@@ -1,6 +1,7 @@
 """Calibration of the exported network: residuals in ONNX Runtime, scale factor, conformal groups. Needs no torch."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,14 +185,12 @@ def golden(run: Run, columns: list[Column], calibration: Calibration) -> Golden:
     """
     rows = [[_typical_value(column, number) for column in columns] for number in range(len(_GOLDEN_PLACES))]
     x = np.array([*rows, [np.nan] * len(columns)])
-    fewest = min(group.rows for group in calibration.groups)
-    largest = conformal.largest_coverage(fewest, interval=calibration.interval)
-    return golden_rows(run, x, [coverage for coverage in _GOLDEN_COVERAGES if coverage <= largest])
+    return golden_rows(run, x, [coverage for coverage in _GOLDEN_COVERAGES if coverage <= calibration.common_coverage])
 
 
 def _typical_value(column: Column, number: int) -> float:
     if column.categories is not None:
-        return float(number % len(column.categories))
+        return float(number % len(column.categories)) if column.categories else math.nan
     if column.kind == "boolean":
         return float(number % 2)
     low, high = column.minimum or 0.0, column.maximum or 0.0

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from models.artifact import ArtifactError, open_model, read_manifest
+from models.conformal import IntervalKind
 from training import terminal
 from training.config import CalibrationOptions, FitOptions, NetworkOptions, TableOptions, fit_options
 from training.errors import FitError, OptionError, TableError
@@ -185,9 +186,7 @@ def calibrate(
     model: Model,
     table: Table,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Model file to write; default: over MODEL")] = None,
-    interval: Annotated[
-        Literal["symmetric", "equal_tailed"] | None, typer.Option(help="Kind of interval; default: the model's")
-    ] = None,
+    interval: Annotated[IntervalKind | None, typer.Option(help="Kind of interval; default: the model's")] = None,
     calibrate_by: Annotated[
         str | None, typer.Option(help="Feature whose values are calibrated apart; default: the model's")
     ] = None,

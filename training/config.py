@@ -4,10 +4,12 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.conformal import IntervalKind
+from models.manifest import Transform
 from training.errors import OptionError
 
 Loss = Literal["beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "laplace", "student_t"]
@@ -85,9 +87,9 @@ class CalibrationOptions(_Options):
             description="split: rows held out for it; cross: out-of-fold residuals of all rows; auto: cross under 2 000 rows"
         ),
     ] = "auto"
-    interval: Annotated[
-        Literal["symmetric", "equal_tailed"], Field(description="Symmetric about the mean, or equal probability on both sides")
-    ] = "symmetric"
+    interval: Annotated[IntervalKind, Field(description="Symmetric about the mean, or equal probability on both sides")] = (
+        "symmetric"
+    )
     calibrate_by: Annotated[
         str | None, Field(description="Categorical or boolean feature whose values are calibrated apart")
     ] = None
@@ -128,7 +130,7 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
         chosen: dict[str, str] = {}
         for entry in self.transform:
             name, _, transform = entry.rpartition("=")
-            if transform not in ("identity", "log", "logit"):
+            if transform not in get_args(Transform):
                 raise OptionError(f"--transform {entry}: the transforms are identity, log and logit")
             if name and name not in self.target:
                 raise OptionError(f"--transform {entry}: {name!r} is not a target ({', '.join(self.target)})")

@@ -34,9 +34,7 @@ class Sweep:
 
 def drawn_coverage(manifest: Manifest) -> float:
     """The default coverage, or the largest that every calibration group supports where that is less."""
-    fewest = min(group.rows for group in manifest.calibration.groups)
-    largest = conformal.largest_coverage(fewest, interval=manifest.calibration.interval)
-    return min(manifest.default_coverage, largest or manifest.default_coverage)
+    return min(manifest.default_coverage, manifest.calibration.common_coverage or manifest.default_coverage)
 
 
 def calibration_curve(predictions: Predictions, x: Values, manifest: Manifest, *, target: int) -> tuple[Values, Values]:
@@ -45,9 +43,8 @@ def calibration_curve(predictions: Predictions, x: Values, manifest: Manifest, *
     x: [n, columns], the rows of the predictions. Nominal: 0.01, 0.02 ... up to what every calibration group supports.
     """
     calibration = manifest.calibration
-    fewest = min(group.rows for group in calibration.groups)
     nominal = np.arange(1, 100) / 100
-    nominal = nominal[nominal <= conformal.largest_coverage(fewest, interval=calibration.interval)]
+    nominal = nominal[nominal <= calibration.common_coverage]
     residual = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target]
     group_of_row = manifest.calibration_groups(x)
     covered = np.zeros(len(nominal))

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from models.conformal import CalibrationMethod
 from training.errors import TableError
 
 Rows = NDArray[np.int64]
-Method = Literal["split", "cross", "none"]
 Calibration = Literal["auto", "split", "cross", "none"]
 
 CROSS_BELOW = 2000
@@ -40,7 +40,7 @@ class Plan:
     else empty). Member j has fold j modulo `folds`, so the first `folds` members have every row once.
     """
 
-    method: Method
+    method: CalibrationMethod
     test: Rows
     calibration: Rows
     fit: list[Rows]
@@ -92,7 +92,7 @@ def plan_rows(
             rest, round(test_share * rows), units=ordered, latest=time is not None, random=test_random, use="test"
         )
     small = time is None and len(rest) < CROSS_BELOW
-    method: Method = ("cross" if small else "split") if calibration == "auto" else calibration
+    method: CalibrationMethod = ("cross" if small else "split") if calibration == "auto" else calibration
     kept = np.empty(0, dtype=np.int64)
     out_of_fold: list[Rows] = []
     if method == "cross":

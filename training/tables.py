@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -37,7 +38,7 @@ __all__ = [
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
 
-_TRANSFORMS: tuple[Transform, ...] = ("identity", "log", "logit")
+_TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 
 @dataclass(frozen=True, eq=False)

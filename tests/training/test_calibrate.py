@@ -400,6 +400,13 @@ def test_a_calibration_that_fails_leaves_the_old_file(tmp_path, rows, group_colu
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_a_column_without_a_category_among_the_seen_rows_has_golden_rows_too():
+    columns = [*COLUMNS[:1], Column(name="colour", kind="categorical", categories=[]), *COLUMNS[2:]]
+    calibration = calibration_of(residuals())
+    answers = golden(formula_run(calibration), columns, calibration)
+    assert [row[1] for row in answers.x] == [None] * 6
+
+
 def test_the_table_that_a_model_was_fitted_to_is_refused(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("a,y\n1,2\n")
