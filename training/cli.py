@@ -30,6 +30,8 @@ _PANELS: list[tuple[type[BaseModel], str]] = [
     (CalibrationOptions, "Splits, calibration, evaluation"),
 ]
 
+_INTERRUPTED = 130
+"""The status that typer makes of Ctrl-C, without a word."""
 _METAVARS = {list[str]: "TEXT", str: "TEXT", int: "N", float: "X"}
 
 Model = Annotated[Path, typer.Argument(help="Model file")]
@@ -47,9 +49,10 @@ def main() -> None:
     except OSError as error:
         terminal.complain(f"{error.filename or 'the output'}: {error.strerror or error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        terminal.complain("stopped; nothing was written")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            terminal.complain("stopped; nothing was written")
+        raise
 
 
 def _fit(**given: Any) -> None:

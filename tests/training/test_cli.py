@@ -126,6 +126,16 @@ def test_an_option_that_does_not_exist_is_refused(command):
     assert "--targt" in err
 
 
+def test_ctrl_c_is_told_and_leaves_nothing(command, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.train", interrupted)
+    status, _, err = command("fit", "sine.csv", "--target", "y", "-o", tmp_path / "m.onnx")
+    assert (status, err) == (130, "error: stopped; nothing was written")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_inspect_tells_people_and_programs(command, model):
     _, out, _ = command("inspect", model)
     assert re.search(r"colour\s.*blue, green, red", out)
