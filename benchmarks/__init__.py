@@ -1,0 +1,1 @@
+"""Measurements: quality on the standard tables, training speed, serving speed. Nothing of the product imports this."""

@@ -1,0 +1,99 @@
+"""The standard tables and their splits: a folder of `<name>.csv[.gz]` with `splits/<name>.npz` beside them."""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+STANDARD_SUFFIX = ":hl"
+"""`energy` means all targets on the beta-NLL paper's splits; `energy:hl` the standard splits and the first target alone."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of a set's rows, ascending row numbers. validation: the train rows that the paper's protocol holds out."""
+
+    number: int
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+@dataclass(frozen=True)
+class Set:
+    """A table: x [n, columns], y [n, targets], raw units. protocol: `seitzer` or `hl`, as in reference_results.csv."""
+
+    name: str
+    dataset: str
+    protocol: str
+    columns: list[str]
+    targets: list[str]
+    x: Values
+    y: Values
+    splits: list[Split]
+
+
+def set_names(folder: Path) -> list[str]:
+    """All sets of a folder, in alphabetical order; one with the paper's own splits appears twice, also as `<name>:hl`."""
+    names = []
+    for file in sorted((folder / "splits").glob("*.npz")):
+        names.append(file.stem)
+        with np.load(file) as keys:
+            if "seitzer_test" in keys:
+                names.append(file.stem + STANDARD_SUFFIX)
+    if not names:
+        raise FileNotFoundError(f"{folder}: holds no splits/<name>.npz, so no set can be read from it")
+    return names
+
+
+def read_set(folder: Path, name: str, *, splits: int | None = None) -> Set:
+    """The set `name`, one of `set_names`, with its first `splits` splits (default: all).
+
+    The last columns are the targets: `targets` counts them where splits/<name>.npz has that key, else the table has two
+    where the paper made splits for all targets together, and one otherwise.
+    """
+    dataset = name.removesuffix(STANDARD_SUFFIX)
+    if name not in set_names(folder):
+        raise FileNotFoundError(f"{folder}: there is no set {name!r}; there are {', '.join(set_names(folder))}")
+    header, values = _table(folder, dataset)
+    with np.load(folder / "splits" / f"{dataset}.npz") as keys:
+        several = "seitzer_test" in keys
+        count = int(keys["targets"]) if "targets" in keys else 2 if several else 1
+        prefix = "seitzer" if several and name == dataset else "hl"
+        tests, validations = keys[f"{prefix}_test"], keys[f"{prefix}_val20"]
+    inputs = len(header) - count
+    kept = count if several and prefix == "seitzer" else 1
+    everything = np.arange(len(values))
+    chosen: Sequence[int] = range(len(tests) if splits is None else min(splits, len(tests)))
+    return Set(
+        name=name,
+        dataset=dataset,
+        protocol="seitzer" if not several else prefix,
+        columns=header[:inputs],
+        targets=header[inputs : inputs + kept],
+        x=np.ascontiguousarray(values[:, :inputs]),
+        y=np.ascontiguousarray(values[:, inputs : inputs + kept]),
+        splits=[
+            Split(
+                number=s,
+                train=np.setdiff1d(everything, tests[s]),
+                validation=np.sort(validations[s]).astype(np.int64),
+                test=np.sort(tests[s]).astype(np.int64),
+            )
+            for s in chosen
+        ],
+    )
+
+
+def _table(folder: Path, dataset: str) -> tuple[list[str], Values]:
+    plain = folder / f"{dataset}.csv"
+    opened = plain.open(encoding="utf-8") if plain.exists() else gzip.open(folder / f"{dataset}.csv.gz", "rt", encoding="utf-8")
+    with opened as stream:
+        header = stream.readline().rstrip("\r\n").split(",")
+        return header, np.loadtxt(stream, delimiter=",", ndmin=2)
