@@ -1,6 +1,7 @@
 """The standard tables and their splits: a folder of `<name>.csv[.gz]` with `splits/<name>.npz` beside them."""
 
 import gzip
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ Rows = NDArray[np.int64]
 
 STANDARD_SUFFIX = ":hl"
 """`energy` means all targets on the beta-NLL paper's splits; `energy:hl` the standard splits and the first target alone."""
+HL_PROTOCOLS = ("hl", "hl-recipe")
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Set:
-    """A table: x [n, columns], y [n, targets], raw units. protocol: `seitzer` or `hl`, as in reference_results.csv."""
+    """A table: x [n, columns], y [n, targets], raw units. protocols: those of reference_results.csv on the same splits and targets."""
 
     name: str
     dataset: str
-    protocol: str
+    protocols: tuple[str, ...]
     columns: list[str]
     targets: list[str]
     x: Values
@@ -52,11 +54,11 @@ def set_names(folder: Path) -> list[str]:
     return names
 
 
-def read_set(folder: Path, name: str, *, splits: int | None = None) -> Set:
+def read_set(folder: Path, name: str, *, splits: int | None = None, targets: int | None = None) -> Set:
     """The set `name`, one of `set_names`, with its first `splits` splits (default: all).
 
-    The last columns are the targets: `targets` counts them where splits/<name>.npz has that key, else the table has two
-    where the paper made splits for all targets together, and one otherwise.
+    targets: how many of the last columns are targets. By default the folder's README.md says it in the row of its table that
+    begins with the file's name (file, rows, inputs, targets); without such a row there is one.
     """
     dataset = name.removesuffix(STANDARD_SUFFIX)
     if name not in set_names(folder):
@@ -64,7 +66,7 @@ def read_set(folder: Path, name: str, *, splits: int | None = None) -> Set:
     header, values = _table(folder, dataset)
     with np.load(folder / "splits" / f"{dataset}.npz") as keys:
         several = "seitzer_test" in keys
-        count = int(keys["targets"]) if "targets" in keys else 2 if several else 1
+        count = targets or _documented_targets(folder, dataset)
         prefix = "seitzer" if several and name == dataset else "hl"
         tests, validations = keys[f"{prefix}_test"], keys[f"{prefix}_val20"]
     inputs = len(header) - count
@@ -74,7 +76,7 @@ def read_set(folder: Path, name: str, *, splits: int | None = None) -> Set:
     return Set(
         name=name,
         dataset=dataset,
-        protocol="seitzer" if not several else prefix,
+        protocols=((prefix,) if prefix == "seitzer" else HL_PROTOCOLS) if several else ("seitzer", *HL_PROTOCOLS),
         columns=header[:inputs],
         targets=header[inputs : inputs + kept],
         x=np.ascontiguousarray(values[:, :inputs]),
@@ -97,3 +99,10 @@ def _table(folder: Path, dataset: str) -> tuple[list[str], Values]:
     with opened as stream:
         header = stream.readline().rstrip("\r\n").split(",")
         return header, np.loadtxt(stream, delimiter=",", ndmin=2)
+
+
+def _documented_targets(folder: Path, dataset: str) -> int:
+    readme = folder / "README.md"
+    row = re.compile(rf"^\| `{re.escape(dataset)}\.csv(?:\.gz)?` \| \d+ \| \d+ \| (\d+) \|", re.MULTILINE)
+    found = row.search(readme.read_text(encoding="utf-8")) if readme.exists() else None
+    return int(found.group(1)) if found else 1
