@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.quality.sets import Set, Split, Values
+from models import distributions
 
 COVERAGE = 0.9
 
@@ -25,6 +26,31 @@ class Distribution(Protocol):
 
     def interval(self, coverage: float) -> tuple[Values, Values]:
         """Lower and upper ends, [n, targets] each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Independent:
+    """Targets that are independent given the row: the parameters of `marginal` are [n, targets], raw units."""
+
+    marginal: distributions.Distribution
+
+    @property
+    def mean(self) -> Values:
+        """[n, targets]."""
+        return self.marginal.mean
+
+    def log_density(self, y: Values) -> Values:
+        """Log density of the targets of every row together: [n]."""
+        density: Values = self.marginal.log_density(y).sum(axis=1)
+        return density
+
+    def crps(self, y: Values) -> Values:
+        """[n, targets]."""
+        return self.marginal.crps(y)
+
+    def interval(self, coverage: float) -> tuple[Values, Values]:
+        """The ends of the central interval, the marginal's own quantiles: [n, targets] each."""
+        return self.marginal.quantile((1 - coverage) / 2), self.marginal.quantile((1 + coverage) / 2)
 
 
 @dataclass(frozen=True)

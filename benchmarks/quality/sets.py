@@ -29,7 +29,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Set:
-    """A table: x [n, columns], y [n, targets], raw units. protocols: those of reference_results.csv on the same splits and targets."""
+    """A table: x [n, columns], y [n, targets], raw units.
+
+    protocols: those of reference_results.csv on the same splits and targets.
+    """
 
     name: str
     dataset: str
@@ -95,10 +98,9 @@ def read_set(folder: Path, name: str, *, splits: int | None = None, targets: int
 
 def _table(folder: Path, dataset: str) -> tuple[list[str], Values]:
     plain = folder / f"{dataset}.csv"
-    opened = plain.open(encoding="utf-8") if plain.exists() else gzip.open(folder / f"{dataset}.csv.gz", "rt", encoding="utf-8")
-    with opened as stream:
-        header = stream.readline().rstrip("\r\n").split(",")
-        return header, np.loadtxt(stream, delimiter=",", ndmin=2)
+    data = plain.read_bytes() if plain.exists() else gzip.decompress(plain.with_name(f"{plain.name}.gz").read_bytes())
+    header, _, rows = data.decode().partition("\n")
+    return header.rstrip("\r").split(","), np.loadtxt(rows.splitlines(), delimiter=",", ndmin=2)
 
 
 def _documented_targets(folder: Path, dataset: str) -> int:
