@@ -80,11 +80,11 @@ class Independent:
 
 Loss = Callable[[Tensors, Tensor, Tensor, Generator], Tensor]
 """Of a network's tensors, its output, and y: mean over rows, summed over networks."""
-Starter = Callable[[list[str], Tensor, int, Generator], Start]
-"""Of each network's method, its first batch's inputs [networks, inputs, rows], and the number of targets."""
+Starter = Callable[[str, Tensor, int, Generator], Start]
+"""For one network: of its method, its first batch's inputs [1, inputs, rows], and the number of targets."""
 
 
-def _nothing(_methods: list[str], _first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
+def _nothing(_method: str, _first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
     return Start({}, {})
 
 
@@ -165,9 +165,8 @@ def raw_distribution(predictive: Predictive, *, centre: Values, scale: Values, r
     return Independent(Gaussian(mean, std) if alpha is None else StudentT(mean, std, 2 * alpha))
 
 
-def _beta_start(methods: list[str], first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
-    beta = [float(method.removeprefix("beta_nll_")) for method in methods]
-    return Start({}, {"beta": first_batch.new_tensor(beta).view(-1, 1, 1)})
+def _beta_start(method: str, _first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
+    return Start({}, {"beta": torch.full((1, 1, 1), float(method.removeprefix("beta_nll_")))})
 
 
 def _beta_nll(tensors: Tensors, output: Tensor, y: Tensor, _generator: Generator) -> Tensor:

@@ -6,6 +6,7 @@ core). Stacks are cut into blocks whose activations fit a core's cache, and a th
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality.paper_heads import Head, Predictive, Tensors, forward, score
+from benchmarks.quality.paper_heads import Head, Predictive, Start, Tensors, forward, score
 from benchmarks.quality.sets import Rows, Set, Values
 
 BATCH = 256
@@ -75,13 +76,12 @@ def _spread(values: Values) -> Values:
     return np.where(np.ptp(values, axis=0) == 0, 1.0, values.std(axis=0))
 
 
-def train(
-    data: Set, head: Head, trials: Sequence[Trial], *, held_out: bool, seed: int = 0, start: Sequence[Tensors] | None = None
-) -> list[Trained]:
+def train(data: Set, head: Head, trials: Sequence[Trial], *, held_out: bool, seed: int = 0) -> list[Trained]:
     """Train all of `trials`, in their order.
 
     held_out: train without the validation rows, and stop early by them; otherwise on all train rows for `epochs` epochs.
-    start: first weights, a dictionary of [1, ...] a trial; drawn by default. Trials whose splits differ in length train apart.
+    A network's weights and batches depend on its own trial and `seed` alone, not on what trains beside it; a variational one's
+    draws do. Trials whose splits differ in length train apart.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for i, trial in enumerate(trials):
@@ -96,11 +96,7 @@ def train(
         jobs += [members[first : first + size] for first in range(0, len(members), size)]
 
     def trained(job: list[int]) -> list[Trained]:
-        own = torch.Generator().manual_seed(seed * 1_000_003 + job[0])
-        block = _Block(data, head, [trials[i] for i in job], held_out=held_out, generator=own)
-        if start is not None:
-            block.set_tensors({name: torch.cat([start[i][name] for i in job]) for name in start[0]})
-        return block.run()
+        return _Block(data, head, [trials[i] for i in job], held_out=held_out, seed=seed).run()
 
     if threads == 1 or len(jobs) == 1:
         results = [trained(job) for job in jobs]
@@ -164,15 +160,15 @@ class _Network(torch.autograd.Function):
 class _Block:
     """Networks that train together; `number` says which of the trials they are."""
 
-    def __init__(self, data: Set, head: Head, trials: list[Trial], *, held_out: bool, generator: torch.Generator) -> None:
-        self.head, self.generator, self.targets = head, generator, data.y.shape[1]
-        self.inputs = data.x.shape[1] + 1
+    def __init__(self, data: Set, head: Head, trials: list[Trial], *, held_out: bool, seed: int) -> None:
+        self.head, self.targets, self.inputs = head, data.y.shape[1], data.x.shape[1] + 1
+        self.generator = _generator(seed)
         used = sorted({trial.split for trial in trials})
         splits = [data.splits[s] for s in used]
         fit = [np.setdiff1d(split.train, split.validation) if held_out else split.train for split in splits]
         scales = [scaling(data, rows) for rows in fit]
         # Shuffled once by themselves, so that one order for all splits gives each batches of its own.
-        orders = [torch.randperm(len(rows), generator=generator).numpy() for rows in fit]
+        orders = [torch.randperm(len(rows), generator=_generator(seed, s)).numpy() for s, rows in zip(used, fit, strict=True)]
         self.table = _stacked([s.table(data, rows[order]) for s, rows, order in zip(scales, fit, orders, strict=True)])
         self.batch = min(BATCH, self.table.shape[2])
         self.split = torch.tensor([used.index(trial.split) for trial in trials])
@@ -184,39 +180,36 @@ class _Block:
             if held_out
             else None
         )
-        hidden = 100 if len(data.x) > LARGE_ROWS else 50
-        self.scratch = torch.empty(2 * len(trials) * hidden * self.batch)
-        trained, self.fixed = head.start(
-            [trial.method for trial in trials],
-            self.table[self.split, : self.inputs - 1, : self.batch],
-            self.targets,
-            generator,
+        units = 100 if len(data.x) > LARGE_ROWS else 50
+        self.scratch = torch.empty(2 * len(trials) * units * self.batch)
+        starts = [self._start(trial, table, units, seed) for trial, table in zip(trials, self.table[self.split], strict=True)]
+        trained, self.fixed = (
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*starts, strict=True)
         )
-        self.set_tensors({**self._drawn(hidden, len(trials)), **trained})
+        self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
+        self._set_flat(torch.cat([tensor.flatten(1) for tensor in trained.values()], dim=1))
         self.adam = Adam(self.flat, torch.tensor([[trial.rate] for trial in trials]))
 
-    def set_tensors(self, tensors: Tensors) -> None:
-        """The trained tensors, as views of one flat [networks, parameters], so that an update is a handful of calls."""
-        self.shapes = {name: tensor.shape[1:] for name, tensor in tensors.items()}
-        self._set_flat(torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=1))
+    def _start(self, trial: Trial, table: Tensor, units: int, seed: int) -> Start:
+        """One network, [1, ...] each: Xavier-uniform weights of each linear map alone, biases 0, and what the head adds."""
+        generator = _generator(seed, *trial[:3])
+
+        def xavier(fan_in: int, fan_out: int) -> Tensor:
+            return (2 * torch.rand(1, fan_out, fan_in, generator=generator) - 1) * math.sqrt(6 / (fan_in + fan_out))
+
+        hidden = torch.cat([xavier(self.inputs - 1, units), torch.zeros(1, units, 1)], dim=2)
+        out = torch.cat([xavier(units, width * self.targets) for width in self.head.widths], dim=1)
+        first_batch = table[None, : self.inputs - 1, : self.batch]
+        trained, fixed = self.head.start(trial.method, first_batch, self.targets, generator)
+        return Start({"hidden": hidden, "out": out, "bias": torch.zeros(1, out.shape[1], 1), **trained}, fixed)
 
     def _set_flat(self, flat: Tensor) -> None:
+        """The trained tensors are views of one [networks, parameters], so that an update is a handful of calls."""
         self.flat = flat
         parts = torch.split(flat, [math.prod(shape) for shape in self.shapes.values()], dim=1)
         views = {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
         self.trained = {name: view.detach().requires_grad_() for name, view in views.items()}
         self.tensors = {**self.trained, **self.fixed}
-
-    def _drawn(self, hidden: int, networks: int) -> Tensors:
-        """Xavier-uniform weights of every linear map by itself, biases 0."""
-
-        def xavier(fan_in: int, fan_out: int) -> Tensor:
-            uniform = torch.rand(networks, fan_out, fan_in, generator=self.generator)
-            return (2 * uniform - 1) * math.sqrt(6 / (fan_in + fan_out))
-
-        first = torch.cat([xavier(self.inputs - 1, hidden), torch.zeros(networks, hidden, 1)], dim=2)
-        out = torch.cat([xavier(hidden, width * self.targets) for width in self.head.widths], dim=1)
-        return {"hidden": first, "out": out, "bias": torch.zeros(networks, out.shape[1], 1)}
 
     def run(self) -> list[Trained]:
         """Until every network has reached its last epoch or its patience."""
@@ -285,3 +278,7 @@ class _Block:
 
 def _stacked(tables: list[Values]) -> Tensor:
     return torch.from_numpy(np.stack(tables)).float()
+
+
+def _generator(*of: float | str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(repr(of).encode()))

@@ -7,6 +7,7 @@ mixture's logits share one hidden layer, and every target has logits of its own.
 """
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +20,8 @@ COMPONENTS = 100
 GRID = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 """Shapes and rates of VBEM's fixed prior, every pair of them a component."""
 _SMALLEST_PRECISION = 1e-30
+_PART = 10
+"""Samples whose [components, samples, rows] stay in cache."""
 
 
 def expected_nll(mean: Tensor, alpha: Tensor, beta: Tensor, y: Tensor) -> Tensor:
@@ -31,43 +34,68 @@ def negative_entropy(alpha: Tensor, beta: Tensor) -> Tensor:
     return beta.log() - alpha - torch.lgamma(alpha) - (1 - alpha) * torch.digamma(alpha)
 
 
-def mixture_log_density(precision: Tensor, log_weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """A scalar with the gradient of the mixture's log density, averaged over samples and summed over rows.
+class _LogSumExp(torch.autograd.Function):
+    """Mean over samples of log sum over components of exp(term . statistic + log weight), summed over the rest: a scalar.
 
-    precision: [k, samples, rows]. log_weight: [k, components, rows]. alpha, beta: [k, components]. The gradient of
-    logsumexp(terms) is softmax(terms) times that of the terms, so only the sum of terms weighted by a constant softmax is
-    built: one pass over [k, components, samples, rows] instead of six. Its value is the log density less the entropy of the
-    shares, so the log density itself for one component.
+    term: [k, 3, components]. statistic: [k, 3, samples, rows]. log_weight: [k, components, rows]. The gradients are taken
+    on the way, part by part in one piece of memory that a core's cache holds: three times as fast as operators that each make
+    a new [k, components, samples, rows].
     """
-    k, samples, rows = precision.shape
+
+    @staticmethod
+    def forward(ctx: Any, term: Tensor, statistic: Tensor, log_weight: Tensor) -> Tensor:
+        k, components, rows = log_weight.shape
+        samples = statistic.shape[2]
+        of_term, of_statistic, of_weight = torch.zeros_like(term), torch.empty_like(statistic), torch.zeros_like(log_weight)
+        memory, total = log_weight.new_empty(components * _PART * rows), log_weight.new_zeros(())
+        for i in range(k):
+            for first in range(0, samples, _PART):
+                part = statistic[i, :, first : first + _PART].flatten(1)
+                share = torch.mm(term[i].T, part, out=memory[: components * part.shape[1]].view(components, -1))
+                by_sample = share.view(components, -1, rows)
+                by_sample += log_weight[i].unsqueeze(1)
+                largest = share.amax(dim=0)
+                norm = share.sub_(largest).exp_().sum(dim=0)
+                share /= norm
+                total += (norm.log_() + largest).sum()
+                of_term[i].addmm_(part, share.T)
+                of_statistic[i, :, first : first + _PART] = (term[i] @ share).view(3, -1, rows)
+                of_weight[i] += by_sample.sum(dim=1)
+        ctx.save_for_backward(of_term, of_statistic, of_weight)
+        return total / samples
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        share = gradients[0] / ctx.saved_tensors[1].shape[2]
+        return tuple(gradient * share for gradient in ctx.saved_tensors)
+
+
+def mixture_log_density(precision: Tensor, log_weight: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Of a mixture of Gamma distributions, averaged over samples, summed over the rest: a scalar.
+
+    precision: [k, samples, rows]. log_weight: [k, components, rows]. alpha, beta (rate): [k, components].
+    """
     term = torch.stack([alpha - 1, -beta, alpha * beta.log() - torch.lgamma(alpha)], dim=1)
-    precision = precision.reshape(k, 1, -1)
-    statistic = torch.cat([precision.log(), precision, torch.ones_like(precision)], dim=1)
-    with torch.no_grad():
-        logits = torch.bmm(term.mT, statistic).view(k, -1, samples, rows)
-        share = logits.add_(log_weight.unsqueeze(2)).softmax(dim=1)
-    weighted = (torch.bmm(term, share.view(k, -1, samples * rows)) * statistic).sum() / samples
-    return weighted + (share.mean(dim=2) * log_weight).sum()
+    statistic = torch.stack([precision.log(), precision, torch.ones_like(precision)], dim=1)
+    return _LogSumExp.apply(term, statistic, log_weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _vamp_start(_methods: list[str], first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
+def _vamp_start(_method: str, first_batch: Tensor, _targets: int, _generator: Generator) -> Start:
     chosen = torch.arange(COMPONENTS) % first_batch.shape[2]  # a batch of fewer rows begins again
     return Start({}, {"pseudo": first_batch[:, :, chosen]})
 
 
-def _trained_vamp_start(methods: list[str], first_batch: Tensor, targets: int, generator: Generator) -> Start:
-    return Start(_vamp_start(methods, first_batch, targets, generator).fixed, {})
+def _trained_vamp_start(method: str, first_batch: Tensor, targets: int, generator: Generator) -> Start:
+    return Start(_vamp_start(method, first_batch, targets, generator).fixed, {})
 
 
-def _grid_start(_methods: list[str], first_batch: Tensor, targets: int, _generator: Generator) -> Start:
+def _grid_start(_method: str, _first_batch: Tensor, targets: int, _generator: Generator) -> Start:
     pairs = torch.tensor(list(itertools.product(GRID, GRID))).expm1().log().T
-    return Start(
-        {}, {name: row.expand(len(first_batch), targets, -1) for name, row in zip(("shape", "rate"), pairs, strict=True)}
-    )
+    return Start({}, {name: row.expand(1, targets, -1) for name, row in zip(("shape", "rate"), pairs, strict=True)})
 
 
-def _uniform_start(_methods: list[str], first_batch: Tensor, targets: int, generator: Generator) -> Start:
-    uniform = torch.rand(2, len(first_batch), targets, COMPONENTS, generator=generator) * 6 - 3
+def _uniform_start(_method: str, _first_batch: Tensor, targets: int, generator: Generator) -> Start:
+    uniform = torch.rand(2, 1, targets, COMPONENTS, generator=generator) * 6 - 3
     return Start(dict(zip(("shape", "rate"), uniform, strict=True)), {})
 
 
@@ -83,7 +111,7 @@ def _prior(tensors: Tensors, targets: int) -> tuple[Tensor, Tensor]:
 
 
 def negative_bound(tensors: Tensors, output: Tensor, y: Tensor, generator: Generator) -> Tensor:
-    """A scalar with the gradient of the negative bound: mean over rows, summed over targets and networks."""
+    """Mean over rows, summed over targets and networks."""
     networks, targets, rows = y.shape
     mean, alpha, beta = normal_gamma(output[:, : 3 * targets])
     log_weight = output[:, 3 * targets :].reshape(networks * targets, -1, rows).log_softmax(dim=1)
@@ -94,7 +122,7 @@ def negative_bound(tensors: Tensors, output: Tensor, y: Tensor, generator: Gener
 
 
 def _head(components: int, start: Starter) -> Head:
-    return Head((3, components), 3, student_t_predictive, negative_bound, start=start, block=4)
+    return Head((3, components), 3, student_t_predictive, negative_bound, start=start, block=8)
 
 
 XVAMP = _head(COMPONENTS, _vamp_start)
