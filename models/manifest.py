@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 
 Kind = Literal["numeric", "boolean", "categorical", "datetime"]
 Transform = Literal["identity", "log", "logit"]
+EvaluationSource = Literal["test", "out_of_fold", "calibration"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -63,6 +64,7 @@ class Network(_Part):
     """Which network answers, how it was fitted, and how long that took."""
 
     family: Family
+    """Of the predictive distribution: the likeliest for the calibration residuals; without calibration, that of the loss."""
     degrees_of_freedom: list[float] | None = None
     """student_t: one constant per target."""
     loss: str
@@ -146,7 +148,16 @@ class Evaluation(_Part):
     """Scores by target, for the model and for what it has to beat."""
 
     rows: int
-    """Test rows: neither fitted, nor used for early stopping, nor for calibration."""
+    source: EvaluationSource = "test"
+    """Which rows were scored; neither fit nor early stopping of the networks that predicted a row has seen it.
+
+    test: held out from everything; the served model as a whole was scored. calibration: held out from fitting; the served
+    networks predicted them, and a row's interval is made from the residuals of other rows only. out_of_fold: the same, but
+    predicted by other networks than the served ones, each fitted without a fold of the rows.
+
+    For the last two, coverage, calibration error and PIT of all rows together are close to perfect by construction: they say
+    nothing of the model. The other scores do.
+    """
     targets: dict[str, Scores]
     baselines: dict[str, dict[str, Scores]] = {}
     """`constant` (mean and std of the fit rows) and `homoscedastic` (the same network fitted with one std for all rows)."""

@@ -37,22 +37,53 @@ def drawn_coverage(manifest: Manifest) -> float:
     return min(manifest.default_coverage, manifest.calibration.common_coverage or manifest.default_coverage)
 
 
-def calibration_curve(predictions: Predictions, x: Values, manifest: Manifest, *, target: int) -> tuple[Values, Values]:
-    """Nominal and observed coverage of the prediction intervals of one target, [coverages] each.
+def drawn_interval(predictions: Predictions, *, most: float, target: int) -> tuple[float, Values, Values]:
+    """The largest coverage up to `most` that the predictions have intervals of, with their lower and upper ends [n].
 
-    x: [n, columns], the rows of the predictions. Nominal: 0.01, 0.02 ... up to what every calibration group supports.
+    Where there is none, the ends of `most` are infinite.
     """
-    calibration = manifest.calibration
+    index = sum(coverage <= most for coverage in predictions.coverages) - 1
+    if index < 0:
+        nowhere = np.full(len(predictions.y), np.inf)
+        return most, -nowhere, nowhere
+    return predictions.coverages[index], predictions.lower[:, target, index], predictions.upper[:, target, index]
+
+
+def covered(predictions: Predictions, manifest: Manifest, *, target: int) -> tuple[Values, NDArray[np.bool_]]:
+    """Nominal coverages, and whether each row's interval holds its value: [coverages] and [n, coverages].
+
+    Nominal: 0.01, 0.02 ... up to what the calibration rows of every row's interval support.
+    """
+    interval = manifest.calibration.interval
+    largest = conformal.largest_coverage(min(residuals.shape[1] for _, residuals in predictions.sources), interval=interval)
     nominal = np.arange(1, 100) / 100
-    nominal = nominal[nominal <= calibration.common_coverage]
-    residual = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target]
-    group_of_row = manifest.calibration_groups(x)
-    covered = np.zeros(len(nominal))
-    for number in np.unique(group_of_row):
-        lower, upper = conformal.interval_factors(manifest.residuals(number), nominal, interval=calibration.interval)
-        rows = residual[group_of_row == number]
-        covered += [np.sum((low <= rows) & (rows <= high)) for low, high in zip(lower[target], upper[target], strict=True)]
-    return nominal, covered / len(x)
+    nominal = nominal[nominal <= largest]
+    y = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target, None]
+    inside = np.empty((len(y), len(nominal)), dtype=np.bool_)
+    for rows, residuals in predictions.sources:
+        lower, upper = conformal.interval_factors(residuals, nominal, interval=interval)
+        inside[rows] = (lower[target] <= y[rows]) & (y[rows] <= upper[target])
+    return nominal, inside
+
+
+def coverage_by_std(inside: NDArray[np.bool_], std: Values) -> Values:
+    """Observed coverage, [coverages], of the thirds of the rows with the lowest, a middle and the highest std: [3, coverages].
+
+    inside: [n, coverages]. std: [n]. NaN where there are fewer than three rows.
+    """
+    if len(std) < 3:
+        return np.full((3, inside.shape[1]), np.nan)
+    return np.array([inside[rows].mean(axis=0) for rows in np.array_split(np.argsort(std, kind="stable"), 3)])
+
+
+def third_band(share: Values, *, rows: int) -> tuple[Values, Values]:
+    """Where 90 % of the shares observed in a third of `rows` rows lie if that third is as well covered as the others.
+
+    For rows whose intervals are made of each other's residuals: all thirds together have the `share` that is expected, so that
+    the share of one varies by p (1 - p) / (rows / 3), less the third of it that all three have in common. Normal approximation.
+    """
+    standard_error = np.sqrt(2 * share * (1 - share) / rows)
+    return np.maximum(share - _BAND * standard_error, 0), np.minimum(share + _BAND * standard_error, 1)
 
 
 def sampling_band(share: Values, *, rows: int, calibration_rows: int) -> tuple[Values, Values]:

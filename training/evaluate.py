@@ -1,19 +1,27 @@
-"""Scores of a model on rows that nothing was fitted to, and of the baselines that it has to beat. Needs no torch."""
+"""Scores of a model on rows that its fit did not see, and of the baselines that it has to beat. Needs no torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from models import conformal, metrics
 from models.artifact import Run
-from models.conformal import IntervalKind
 from models.distributions import distribution
-from models.manifest import Calibration, Evaluation, IntervalScores, Manifest, Network, Scores, Target
+from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
-from training.calibrate import Moments, Residuals, Values, calibrated, transformed
+from training.calibrate import Moments, Residuals, Rows, Values, calibrated, transformed
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
+ROW: dict[EvaluationSource, str] = {"test": "test row", "out_of_fold": "out-of-fold row", "calibration": "calibration row"}
+"""What a row of an evaluation is called."""
+_UNSEEN: dict[EvaluationSource, str] = {
+    "test": " that nothing was fitted to",
+    "out_of_fold": ", each predicted by networks that had not seen it",
+    "calibration": ", each with an interval made from the others",
+}
+PARTS = 5
+"""Parts that calibration rows are dealt into for an evaluation: each gets its intervals from the others' residuals."""
 _CHUNK_ROWS = 8192
 
 
@@ -22,8 +30,9 @@ class Predictions:
     """The answers for n rows, raw units: moments [n, targets], intervals [n, targets, coverages], and the rows' PIT values.
 
     location, scale: mean and std of the transformed target. pit: P(Y <= y) of the conformal predictive distribution.
-    residuals: [targets, rows], of all calibration rows. Coverages that these cannot support are left out; an interval is
-    infinite where the row's own group has too few of them.
+    sources: every row once, with the sorted residuals [targets, calibration rows] that its interval is made of. Coverages that
+    the calibration rows, all together, cannot support are left out; an interval is infinite where the row's own group has too
+    few of them.
     """
 
     y: Values
@@ -35,65 +44,81 @@ class Predictions:
     lower: Values
     upper: Values
     pit: Values
-    residuals: Values
+    sources: list[tuple[Rows, Values]]
 
 
-def supported_coverages(calibration: Calibration) -> list[float]:
-    """Those of COVERAGES that the calibration rows, all together, can support."""
-    largest = conformal.largest_coverage(calibration.rows, interval=calibration.interval)
-    return [coverage for coverage in COVERAGES if coverage <= largest]
+def supported_coverages(rows: int, manifest: Manifest) -> list[float]:
+    """Those of COVERAGES, and of the model's default coverage, that so many calibration rows can support; ascending."""
+    largest = conformal.largest_coverage(rows, interval=manifest.calibration.interval)
+    return [coverage for coverage in sorted({*COVERAGES, manifest.default_coverage}) if coverage <= largest]
 
 
 def predicted(run: Run, x: Values, y: Values, manifest: Manifest) -> Predictions:
-    """The answers of a model at `x` [n, columns] for the observed `y` [n, targets]."""
-    coverages = supported_coverages(manifest.calibration)
+    """The answers of a served model at rows `x` [n, columns] that are new to it, for the observed `y` [n, targets]."""
+    coverages = supported_coverages(manifest.calibration.rows, manifest)
     parts = [run(x[rows], np.array(coverages)) for rows in _chunks(len(x))]
     answers = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+    sources = _sources(x, manifest)
     return Predictions(
         y=y,
         coverages=coverages,
-        pit=_pit(x, (transformed(y, manifest.targets) - answers["location"]) / answers["scale"], manifest),
-        residuals=manifest.residuals(),
+        pit=_pit((transformed(y, manifest.targets) - answers["location"]) / answers["scale"], sources),
+        sources=sources,
         **{name: answers[name] for name in ("mean", "std", "location", "scale", "lower", "upper")},
     )
 
 
-def baseline_predictions(
-    moments: Moments, y: Values, residuals: Residuals | None, *, targets: list[Target], interval: IntervalKind
+def calibrated_predictions(
+    moments: Moments, x: Values, y: Values, manifest: Manifest, *, residuals: Residuals | None
 ) -> Predictions:
-    """The same for a Gaussian predictor known by its location and scale [n, targets], calibrated as a model is.
+    """The same in NumPy, of any predictor known by its moments at `x`, calibrated with `residuals` as the model is.
 
-    residuals: None where nothing is calibrated. Mean and std in raw units are averages over the residuals, as in the graph.
+    moments: location and scale [n, targets] before the scale factor. manifest: says how to calibrate; for a baseline that is
+    `baseline_manifest`. residuals: None where nothing is calibrated.
     """
-    calibration = calibrated(
-        residuals,
-        method="none" if residuals is None else "split",
-        interval=interval,
-        family="gaussian",
-        freedom=[None] * len(targets),
-        columns=[],
-    )
-    ordered = np.array(calibration.groups[0].residuals)
-    location, scale = moments[0], moments[1] * np.array(calibration.scale_factor)
-    coverages = supported_coverages(calibration)
-    lower, upper = (
-        _raw_units(location[..., None] + scale[..., None] * factor, targets)
-        for factor in conformal.interval_factors(ordered, coverages, interval=interval)
-    )
-    mean, std = _raw_moments(location, scale, ordered, targets)
-    standardised = (transformed(y, targets) - location) / scale
-    pit = conformal.cumulative_probability(ordered, standardised[..., None])[..., 0]
-    return Predictions(
-        y=y,
-        mean=mean,
-        std=std,
-        location=location,
-        scale=scale,
-        coverages=coverages,
-        lower=lower,
-        upper=upper,
-        pit=pit,
-        residuals=ordered,
+    manifest = _calibrated_anew(manifest, residuals)
+    return _answers(moments, x, y, manifest, coverages=supported_coverages(manifest.calibration.rows, manifest))
+
+
+def cross_predicted(
+    moments: Moments, x: Values, y: Values, manifest: Manifest, *, groups: Rows | None = None, seed: int = 0
+) -> Predictions:
+    """The answers at the calibration rows themselves, each with a calibration made without it.
+
+    The rows are dealt into PARTS parts at random, the same for the same rows, groups and seed; each part is calibrated with the
+    residuals of the others, so that neither the scale factor nor the interval of a row knows its y. The smallest calibration
+    decides which coverages are supported.
+
+    moments: location and scale [n, targets], before the scale factor, of networks that had not seen the row. x [n, columns] and
+    y [n, targets] in raw units. manifest: says how to calibrate, as for `calibrated_predictions`; its family is taken as it is.
+    groups: [n]; rows of one group, which depend on each other, go to the same part where there are several groups.
+
+    All parts together, such intervals hold about as many rows as they should whatever the predictor: the ranks of exchangeable
+    residuals among themselves are uniform. Widths and scores tell predictors apart, and coverage within some of the rows does.
+
+    Raises ValueError for fewer than two rows.
+    """
+    if len(y) < 2:
+        raise ValueError(f"{len(y)} calibration rows: at least 2 are needed to calibrate one with the other")
+    residuals = (transformed(y, manifest.targets) - moments[0]) / moments[1]
+    part_of_row = _dealt(np.arange(len(y)) if groups is None or np.ptp(groups) == 0 else groups, seed=seed)
+    coverages = supported_coverages(len(y) - int(np.bincount(part_of_row).max()), manifest)
+    parts, answers = [], []
+    for number in range(part_of_row.max() + 1):
+        part, others = np.flatnonzero(part_of_row == number), part_of_row != number
+        alone = _calibrated_anew(manifest, Residuals(values=residuals[others], x=x[others]))
+        parts.append(part)
+        answers.append(_answers((moments[0][part], moments[1][part]), x[part], y[part], alone, coverages=coverages))
+    return _joined(parts, answers)
+
+
+def baseline_manifest(manifest: Manifest) -> Manifest:
+    """How a baseline is calibrated and scored: as the model is, but Gaussian and with all rows together."""
+    return manifest.model_copy(
+        update={
+            "network": _gaussian(manifest.network),
+            "calibration": manifest.calibration.model_copy(update={"group_column": None}),
+        }
     )
 
 
@@ -101,21 +126,37 @@ def scores(predictions: Predictions, *, targets: list[Target], network: Network)
     """The scores by target.
 
     NLL is that of the network's family with the predicted moments, and so is CRPS without a transform. With one, a family's
-    CRPS may be infinite (log under Student-t): there it is the CRPS of the calibration residuals, mapped back.
+    CRPS may be infinite (log under Student-t): there it is the CRPS of the residuals that make a row's intervals, mapped back.
     """
     return {target.name: _scores(predictions, t, target, network) for t, target in enumerate(targets)}
 
 
 def evaluation(
-    predictions: Predictions, *, targets: list[Target], network: Network, baselines: dict[str, Predictions]
+    predictions: Predictions,
+    *,
+    targets: list[Target],
+    network: Network,
+    baselines: dict[str, Predictions],
+    source: EvaluationSource,
 ) -> Evaluation:
-    """The scores of a model and of its (Gaussian) baselines by name, on the same rows."""
-    gaussian = network.model_copy(update={"family": "gaussian", "degrees_of_freedom": None})
+    """The scores of a model and of its (Gaussian) baselines by name, on the same rows; `source` says which rows these are."""
+    gaussian = _gaussian(network)
     return Evaluation(
         rows=len(predictions.y),
+        source=source,
         targets=scores(predictions, targets=targets, network=network),
         baselines={name: scores(one, targets=targets, network=gaussian) for name, one in baselines.items()},
     )
+
+
+def number_of_rows(evaluation: Evaluation) -> str:
+    """103 test rows."""
+    return f"{evaluation.rows:,} {ROW[evaluation.source]}{'' if evaluation.rows == 1 else 's'}"
+
+
+def rows_in_words(evaluation: Evaluation) -> str:
+    """103 test rows that nothing was fitted to."""
+    return number_of_rows(evaluation) + _UNSEEN[evaluation.source]
 
 
 def _scores(predictions: Predictions, t: int, target: Target, network: Network) -> Scores:
@@ -127,9 +168,11 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
     if target.transform == "identity":
         crps = float(np.mean(predictive.crps(y)))
     else:
-        nodes, weights = conformal.residual_nodes(predictions.residuals)
-        reach = predictions.scale[:, t, None] * nodes[t]
-        crps = metrics.crps_of_nodes(y, transform.inverse(predictions.location[:, t, None] + reach), weights)
+        crps = 0.0
+        for rows, residuals in predictions.sources:
+            nodes, weights = conformal.residual_nodes(residuals)
+            places = predictions.location[rows, t, None] + predictions.scale[rows, t, None] * nodes[t]
+            crps += len(rows) / len(y) * metrics.crps_of_nodes(y[rows], transform.inverse(places), weights)
     intervals = []
     for index, coverage in enumerate(predictions.coverages):
         lower, upper = predictions.lower[:, t, index], predictions.upper[:, t, index]
@@ -156,13 +199,81 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
     )
 
 
-def _pit(x: Values, standardised: Values, manifest: Manifest) -> Values:
-    """P(Y <= y) with the residuals of each row's own calibration group."""
+def _gaussian(network: Network) -> Network:
+    return network.model_copy(update={"family": "gaussian", "degrees_of_freedom": None})
+
+
+def _calibrated_anew(manifest: Manifest, residuals: Residuals | None) -> Manifest:
+    """`manifest` with what `residuals` make of its calibration."""
+    old, network = manifest.calibration, manifest.network
+    calibration = calibrated(
+        residuals,
+        method="none" if residuals is None else "split",
+        interval=old.interval,
+        family=network.family,
+        freedom=network.degrees_of_freedom or [None] * len(manifest.targets),
+        columns=manifest.columns,
+        group_column=old.group_column,
+    )
+    return manifest.model_copy(update={"calibration": calibration})
+
+
+def _answers(moments: Moments, x: Values, y: Values, manifest: Manifest, *, coverages: list[float]) -> Predictions:
+    """What the graph with the manifest's calibration would answer; mean and std in raw units are averages over residuals."""
+    targets = manifest.targets
+    location, scale = moments[0], moments[1] * np.array(manifest.calibration.scale_factor)
+    mean, std = _raw_moments(location, scale, manifest.residuals(), targets)
+    sources = _sources(x, manifest)
+    lower, upper = (np.empty((*location.shape, len(coverages))) for _ in range(2))
+    for rows, residuals in sources:
+        factors = conformal.interval_factors(residuals, coverages, interval=manifest.calibration.interval)
+        lower[rows], upper[rows] = (
+            _raw_units(location[rows, :, None] + scale[rows, :, None] * factor, targets) for factor in factors
+        )
+    return Predictions(
+        y=y,
+        mean=mean,
+        std=std,
+        location=location,
+        scale=scale,
+        coverages=coverages,
+        lower=lower,
+        upper=upper,
+        pit=_pit((transformed(y, targets) - location) / scale, sources),
+        sources=sources,
+    )
+
+
+def _dealt(units: Rows, *, seed: int) -> Rows:
+    """The part of each row, from 0: up to PARTS parts of as many units each, give or take one. units: [n], not all the same."""
+    names, unit_of_row = np.unique(units, return_inverse=True)
+    part_of_unit = np.random.default_rng(seed).permutation(np.arange(len(names)) % min(PARTS, len(names)))
+    return part_of_unit[unit_of_row]
+
+
+def _joined(parts: list[Rows], answers: list[Predictions]) -> Predictions:
+    """The answers of all parts, in the order of the rows."""
+    order = np.argsort(np.concatenate(parts))
+    arrays = {
+        field.name: np.concatenate([getattr(one, field.name) for one in answers])[order]
+        for field in fields(Predictions)
+        if field.name not in ("coverages", "sources")
+    }
+    sources = [(part[rows], residuals) for part, one in zip(parts, answers, strict=True) for rows, residuals in one.sources]
+    return Predictions(**arrays, coverages=answers[0].coverages, sources=sources)
+
+
+def _sources(x: Values, manifest: Manifest) -> list[tuple[Rows, Values]]:
+    """The rows of each calibration group that occurs in `x`, with the group's residuals."""
     groups = manifest.calibration_groups(x)
+    return [(np.flatnonzero(groups == group), manifest.residuals(group)) for group in np.unique(groups)]
+
+
+def _pit(standardised: Values, sources: list[tuple[Rows, Values]]) -> Values:
+    """P(Y <= y) by the residuals of each row's source."""
     pit = np.empty_like(standardised)
-    for group in np.unique(groups):
-        rows = groups == group
-        pit[rows] = conformal.cumulative_probability(manifest.residuals(group), standardised[rows][..., None])[..., 0]
+    for rows, residuals in sources:
+        pit[rows] = conformal.cumulative_probability(residuals, standardised[rows][..., None])[..., 0]
     return pit
 
 

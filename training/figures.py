@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models import metrics
 from models.manifest import Column, Target
-from training.curves import Sweep, error_by_std, finite, sampling_band
+from training.curves import Sweep, error_by_std, finite, sampling_band, third_band
 from training.evaluate import Predictions
 from training.fit import Epoch
 
@@ -66,8 +66,10 @@ class Picture:
 
 
 @rc_context(_STYLE)
-def draw_predictions(y: Values, mean: Values, lower: Values, upper: Values, *, coverage: float, target: Target) -> Picture:
-    """Predicted against observed values of some rows, with their prediction intervals: [rows] each."""
+def draw_predictions(
+    y: Values, mean: Values, lower: Values, upper: Values, *, coverage: float, target: Target, kind: str
+) -> Picture:
+    """Predicted against observed values of some rows, with their prediction intervals: [rows] each. kind: of the rows."""
     figure, axes = _figure(5.2, 4.6)
     ends = np.concatenate([y, mean])
     low, high = float(ends.min()), float(ends.max())
@@ -88,7 +90,7 @@ def draw_predictions(y: Values, mean: Values, lower: Values, upper: Values, *, c
     _legend(figure)
     return _picture(
         figure,
-        alt=f"Predicted against observed {target.name} of {len(y)} test rows with {_percent(coverage)} prediction intervals, "
+        alt=f"Predicted against observed {target.name} of {len(y)} {kind}s with {_percent(coverage)} prediction intervals, "
         f"{inside.sum()} of which hold the observed value.",
         caption=f"Predicted mean with its {_percent(coverage)} prediction interval against the observed value. "
         f"An interval that crosses the diagonal holds it.",
@@ -97,16 +99,9 @@ def draw_predictions(y: Values, mean: Values, lower: Values, upper: Values, *, c
 
 @rc_context(_STYLE)
 def draw_calibration(nominal: Values, observed: Values, *, rows: int, calibration_rows: int, target: Target) -> Picture:
-    """Observed against nominal coverage, [coverages] each, with the band of `sampling_band`."""
-    figure, axes = _figure(4.6, 4.6)
-    axes.fill_between(nominal, *sampling_band(nominal, rows=rows, calibration_rows=calibration_rows), color=_GREY, alpha=0.3,
-                      linewidth=0, label="90 % of calibrated models")  # fmt: skip
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=1)
-    axes.plot(nominal, observed, color=_BLUE, linewidth=2, label="this model")
-    axes.set_xlabel("coverage asked for")
-    axes.set_ylabel("share of test rows within the interval")
-    axes.set_aspect("equal")
-    _legend(figure)
+    """Observed against nominal coverage of test rows, [coverages] each, with the band of `sampling_band`."""
+    band = sampling_band(nominal, rows=rows, calibration_rows=calibration_rows)
+    figure = _coverages(nominal, {"this model": (observed, _BLUE, "-")}, band=band, kind="test row")
     off = np.abs(observed - nominal)
     return _picture(
         figure,
@@ -118,8 +113,28 @@ def draw_calibration(nominal: Values, observed: Values, *, rows: int, calibratio
 
 
 @rc_context(_STYLE)
+def draw_coverage_by_std(nominal: Values, thirds: Values, *, rows: int, target: Target, kind: str) -> Picture:
+    """Observed against nominal coverage of `coverage_by_std`, [coverages] and [3, coverages], with the band of `third_band`."""
+    lines = {
+        "third of the rows with the lowest std": (thirds[0], _BLUE, "-"),
+        "third in the middle": (thirds[1], _GREY, "--"),
+        "third of the rows with the highest std": (thirds[2], _VERMILLION, "-"),
+    }
+    figure = _coverages(nominal, lines, band=third_band(nominal, rows=rows), kind=kind)
+    off = np.abs(thirds - nominal).max(axis=1, initial=0)
+    return _picture(
+        figure,
+        alt=f"Calibration curve of {target.name} by predicted std: observed coverage is at most {off[0]:.3f} (lowest third), "
+        f"{off[1]:.3f} (middle) and {off[2]:.3f} (highest third) away from the coverage asked for.",
+        caption=f"How many {kind}s their intervals hold, where the std is low and where it is high. Below the diagonal, "
+        "intervals are too narrow for these rows; within the band, the difference can be chance. All thirds together lie on "
+        "the diagonal by construction.",
+    )
+
+
+@rc_context(_STYLE)
 def draw_pit(pit: Values, *, calibration_rows: int, target: Target) -> Picture:
-    """The histogram of the probability integral transform, `pit` [n], with the band of `sampling_band`."""
+    """The histogram of the probability integral transform of test rows, `pit` [n], with the band of `sampling_band`."""
     bins = 20 if min(len(pit), calibration_rows) >= 400 else 10
     shares = metrics.pit_histogram(pit, bins=bins)
     low, high = sampling_band(np.full(2, 1 / bins), rows=len(pit), calibration_rows=calibration_rows)
@@ -176,14 +191,15 @@ def draw_errors(
 
 @rc_context(_STYLE)
 def draw_training(history: Sequence[Epoch]) -> Picture:
-    """NLL and RMSE on the early-stopping rows by epoch."""
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    """NLL, RMSE and CRPS on the early-stopping rows by epoch."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, sharex=True)
     epochs = [epoch.number for epoch in history]
     mark = "o-" if len(history) == 1 else "-"
     for axes, values, label in (
         (upper, [epoch.nll for epoch in history], "NLL (nats)"),
-        (lower, [epoch.rmse for epoch in history], "RMSE (target stds)"),
+        (middle, [epoch.rmse for epoch in history], "RMSE (target stds)"),
+        (lower, [epoch.crps for epoch in history], "CRPS (target stds)"),
     ):
         axes.plot(epochs, values, mark, color=_BLUE)
         axes.set_ylabel(label)
@@ -193,39 +209,48 @@ def draw_training(history: Sequence[Epoch]) -> Picture:
         spread = float(np.ptp(nll[len(nll) // 10 :])) or 1.0
         upper.set_ylim(nll.min() - 0.1 * spread, min(nll.max(), nll[len(nll) // 10 :].max() + spread) + 0.1 * spread)
     lower.set_xlabel("epoch")
-    best = min(history, key=lambda epoch: epoch.nll)
+    best = min(history, key=lambda epoch: epoch.crps)
     return _picture(
         figure,
-        alt=f"NLL and RMSE on the early-stopping rows over {len(history)} epochs; the lowest NLL is {best.nll:.3g} in epoch "
-        f"{best.number}.",
-        caption="On the early-stopping rows, after each epoch, averaged over members (NLL summed over targets, of the "
-        "standardised targets). Each member was kept at its own best epoch.",
+        alt=f"NLL, RMSE and CRPS on the early-stopping rows over {len(history)} epochs; the lowest CRPS is {best.crps:.3g} in "
+        f"epoch {best.number}.",
+        caption="On the early-stopping rows, after each epoch, averaged over networks (NLL summed over targets, of the "
+        "standardised targets). Each network was kept at its own epoch of lowest CRPS.",
     )
 
 
 @rc_context(_STYLE)
 def draw_sweep(
-    curve: Sweep, column: Column, *, target: Target, index: int, coverage: float, values: Values, y: Values | None, note: str
+    curve: Sweep,
+    column: Column,
+    *,
+    target: Target,
+    index: int,
+    coverage: float,
+    values: Values,
+    y: Values | None,
+    note: str,
+    kind: str,
 ) -> Picture:
     """Mean and prediction interval of target `index` along a feature, with the rows' `values` of it as points or as a rug.
 
     values: [rows]. y: their observed values [rows] where all that the model knows of them is this feature, else None. note:
-    what stands still meanwhile.
+    what stands still meanwhile. kind: what rows they are.
     """
     mean, lower, upper = (part[:, index] for part in (curve.mean, curve.lower, curve.upper))
     interval = f"{_percent(coverage)} prediction interval"
     if column.kind in ("categorical", "boolean"):
-        figure, axes = _draw_categories(mean, lower, upper, column, interval=interval, values=values, y=y)
+        figure, axes = _draw_categories(mean, lower, upper, column, interval=interval, values=values, y=y, kind=kind)
         axes.set_xlabel(_quantity(target.name, target.unit))
         axes.set_ylabel(_label(column.name))
     else:
         figure, axes = _figure(5.6, 4.0)
         grid, places = _axis_values(column, curve.grid), _axis_values(column, values)
         if y is not None:
-            axes.plot(places, y, "o", color=_GREY, alpha=0.6, label="test rows")
+            axes.plot(places, y, "o", color=_GREY, alpha=0.6, label=f"{kind}s")
         elif len(values):
             axes.plot(
-                places, np.full(len(values), 0.01), "|", color=_GREY, transform=axes.get_xaxis_transform(), label="test rows"
+                places, np.full(len(values), 0.01), "|", color=_GREY, transform=axes.get_xaxis_transform(), label=f"{kind}s"
             )
         axes.fill_between(grid, lower, upper, color=_BLUE, alpha=0.25, linewidth=0, label=interval)
         axes.plot(grid, mean, color=_BLUE, linewidth=2, label="mean")
@@ -246,7 +271,7 @@ def draw_sweep(
 
 
 def _draw_categories(
-    mean: Values, lower: Values, upper: Values, column: Column, *, interval: str, values: Values, y: Values | None
+    mean: Values, lower: Values, upper: Values, column: Column, *, interval: str, values: Values, y: Values | None, kind: str
 ) -> tuple[Figure, Axes]:
     """The most frequent categories, each a line of the picture."""
     known = ~np.isnan(values)
@@ -259,10 +284,24 @@ def _draw_categories(
     heights, ends = _strokes(place[codes], lower[codes], upper[codes])
     axes.plot(ends, heights, color=_BLUE, alpha=0.35, linewidth=6, solid_capstyle="butt", label=interval)
     if y is not None:
-        axes.plot(y[known], place[values[known].astype(np.int64)], "o", color=_GREY, alpha=0.6, label="test rows")
+        axes.plot(y[known], place[values[known].astype(np.int64)], "o", color=_GREY, alpha=0.6, label=f"{kind}s")
     axes.plot(mean[codes], place[codes], "o", color=_BLUE, markersize=6, label="mean")
     axes.set_yticks(place[codes], [_label(names[code], most=24) for code in codes])
     return figure, axes
+
+
+def _coverages(nominal: Values, lines: dict[str, tuple[Values, str, str]], *, band: tuple[Values, Values], kind: str) -> Figure:
+    """Observed against nominal coverage: each line with its colour and style, and the band of calibrated models."""
+    figure, axes = _figure(4.6, 4.6)
+    axes.fill_between(nominal, *band, color=_GREY, alpha=0.3, linewidth=0, label="90 % of calibrated models")
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=1)
+    for label, (observed, colour, style) in lines.items():
+        axes.plot(nominal, observed, style, color=colour, linewidth=2, label=label)
+    axes.set_xlabel("coverage asked for")
+    axes.set_ylabel(f"share of {kind}s within the interval")
+    axes.set_aspect("equal")
+    _legend(figure)
+    return figure
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -8,10 +8,19 @@ from numpy.typing import NDArray
 
 from models.artifact import Run
 from models.conformal import coverage_range, largest_coverage
-from models.manifest import Calibration, Column, Evaluation, IntervalScores, Manifest, Scores
+from models.manifest import Calibration, Column, Evaluation, EvaluationSource, IntervalScores, Manifest, Scores
 from training import curves
-from training.evaluate import COVERAGES, Predictions
-from training.figures import draw_calibration, draw_errors, draw_pit, draw_predictions, draw_sweep, draw_training
+from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, rows_in_words
+from training.figures import (
+    Picture,
+    draw_calibration,
+    draw_coverage_by_std,
+    draw_errors,
+    draw_pit,
+    draw_predictions,
+    draw_sweep,
+    draw_training,
+)
 from training.fit import Epoch
 from training.page import (
     Html,
@@ -52,7 +61,7 @@ _SCORES: tuple[tuple[str, Callable[[Scores], float | None], bool], ...] = (
 def report_page(manifest: Manifest, *, predictions: Predictions | None, x: Values, run: Run, history: list[Epoch]) -> bytes:
     """The report of a model, a whole HTML page.
 
-    predictions: of the test rows `x` [n, columns], raw; None (and no rows) where nothing was held out. run: the model.
+    predictions: of the evaluated rows `x` [n, columns], raw; None (and no rows) where there are none. run: the model.
     """
     body = [
         _head(manifest),
@@ -77,8 +86,17 @@ def _head(manifest: Manifest) -> Html:
 
 
 _NO_TEST_ROWS = (
-    "Not measured: no rows were held out for a test, so this page has no scores. Train with a test share, or run the evaluate "
-    "command on new rows, before relying on the model."
+    "Not measured: nothing was calibrated and no rows were held out for a test, so this page has no scores. Train with a test "
+    "share, or run the evaluate command on new rows, before relying on the model."
+)
+_BY_CONSTRUCTION = (
+    "Intervals made from rows of the same table hold about as many of the others as they should, whatever the model: the "
+    "coverage of these rows all together is no evidence. How wide the intervals are, the errors, and the coverage of rows with "
+    "a low and a high std are."
+)
+_FEWER_ROWS = (
+    " The networks that predicted them were fitted to fewer rows than those that are served, and are so, if anything, a little "
+    "worse."
 )
 
 
@@ -86,7 +104,7 @@ def _in_short(manifest: Manifest, evaluation: Evaluation) -> Iterable[Html]:
     for target in manifest.targets:
         scores = evaluation.targets[target.name]
         main = _main_interval(scores, manifest.default_coverage)
-        sentence = f"On {count(evaluation.rows, 'test row')} that nothing was fitted to, "
+        sentence = f"On {rows_in_words(evaluation)}, "
         if main is not None:
             sentence += (
                 f"the {percent(main.coverage)} prediction interval of {target.name} held the observed value in "
@@ -94,6 +112,8 @@ def _in_short(manifest: Manifest, evaluation: Evaluation) -> Iterable[Html]:
             )
         sentence += f"the predicted mean of {target.name} was off by {measured(scores.rmse, target.unit)} (RMSE)."
         yield tag("p", sentence)
+    if evaluation.source != "test":
+        yield tag("p", _BY_CONSTRUCTION + (_FEWER_ROWS if evaluation.source == "out_of_fold" else ""), css="soft")
 
 
 def _guarantee(manifest: Manifest) -> Html:
@@ -158,19 +178,17 @@ def _targets(manifest: Manifest, predictions: Predictions | None, x: Values, run
     swept = np.zeros(len(manifest.targets), dtype=np.int64) if single else curves.most_influential_features(
         run, manifest.columns, row
     )  # fmt: skip
-    answers = run(x[shown], np.array([coverage]))
+    source = manifest.evaluation.source if manifest.evaluation else "test"
     for index, target in enumerate(manifest.targets):
         pictures = []
         if predictions is not None:
             y, mean = predictions.y[:, index], predictions.mean[:, index]
-            lower, upper = (answers[name][:, index, 0].astype(np.float64) for name in ("lower", "upper"))
-            calibration_rows = manifest.calibration.rows
-            curve = curves.calibration_curve(predictions, x, manifest, target=index)
+            drawn, *ends = curves.drawn_interval(predictions, most=coverage, target=index)
+            lower, upper = (end[shown] for end in ends)
             pictures += [
-                draw_predictions(y[shown], mean[shown], lower, upper, coverage=coverage, target=target),
-                draw_calibration(*curve, rows=len(y), calibration_rows=calibration_rows, target=target),
-                draw_pit(predictions.pit[:, index], calibration_rows=calibration_rows, target=target),
-                draw_errors(predictions, (upper - lower) / 2, shown=shown, coverage=coverage, target=target, index=index),
+                draw_predictions(y[shown], mean[shown], lower, upper, coverage=drawn, target=target, kind=ROW[source]),
+                *_draw_coverage(manifest, predictions, source, index),
+                draw_errors(predictions, (upper - lower) / 2, shown=shown, coverage=drawn, target=target, index=index),
             ]
         feature = int(swept[index])
         column = manifest.columns[feature]
@@ -184,6 +202,7 @@ def _targets(manifest: Manifest, predictions: Predictions | None, x: Values, run
                 coverage=coverage,
                 values=x[shown, feature],
                 y=predictions.y[shown, index] if single and predictions is not None else None,
+                kind=ROW[source],
                 note=_ONLY_FEATURE if single else _ONE_OF_SEVERAL.format(name=column.name),
             )
         )
@@ -192,6 +211,18 @@ def _targets(manifest: Manifest, predictions: Predictions | None, x: Values, run
             *(_scores(manifest, manifest.evaluation, target.name, target.unit) if manifest.evaluation else []),
             figures(pictures),
         )
+
+
+def _draw_coverage(manifest: Manifest, predictions: Predictions, source: EvaluationSource, index: int) -> Iterable[Picture]:
+    """What the rows can tell of the coverage: of test rows all of it, of others how it differs between them."""
+    target, rows, calibration_rows = manifest.targets[index], len(predictions.y), manifest.calibration.rows
+    nominal, inside = curves.covered(predictions, manifest, target=index)
+    if source == "test":
+        yield draw_calibration(nominal, inside.mean(axis=0), rows=rows, calibration_rows=calibration_rows, target=target)
+        yield draw_pit(predictions.pit[:, index], calibration_rows=calibration_rows, target=target)
+    else:
+        thirds = curves.coverage_by_std(inside, predictions.std[:, index])
+        yield draw_coverage_by_std(nominal, thirds, rows=rows, target=target, kind=ROW[source])
 
 
 _ONLY_FEATURE = (
@@ -206,24 +237,26 @@ _ONE_OF_SEVERAL = (
 def _scores(manifest: Manifest, evaluation: Evaluation, name: str, unit: str | None) -> Iterable[Html]:
     by_predictor = {"this model": evaluation.targets[name]}
     by_predictor |= {f"{baseline} baseline": scores[name] for baseline, scores in evaluation.baselines.items()}
+    tested = evaluation.source == "test"
     rows = [
         [label + (f" ({unit})" if unit and has_unit else ""), *(number(value(scores)) for scores in by_predictor.values())]
-        for label, value, has_unit in _SCORES
+        for label, value, has_unit in (_SCORES if tested else _SCORES[:-1])
     ]
-    yield table([f"{count(evaluation.rows, 'test row')}", *by_predictor], rows)
+    yield table([number_of_rows(evaluation), *by_predictor], rows)
     yield tag("p", "NLL in nats. Lower is better, except for R2: 1 is perfect, 0 is no better than a constant.", css="soft")
     model = by_predictor.pop("this model")
     for baseline, scores in by_predictor.items():
-        yield _verdict(model, baseline, scores, rows=evaluation.rows, coverage=manifest.default_coverage)
+        yield _verdict(model, baseline, scores, rows=number_of_rows(evaluation), coverage=manifest.default_coverage)
     rows = [
         [
             percent(one.coverage),
             predictor,
-            f"{one.observed_coverage:.3f} ± {np.sqrt(one.coverage * (1 - one.coverage) / evaluation.rows):.3f}",
+            f"{one.observed_coverage:.3f}"
+            + (f" ± {np.sqrt(one.coverage * (1 - one.coverage) / evaluation.rows):.3f}" if tested else ""),
             number(one.mean_width),
             number(one.interval_score),
         ]
-        for coverage in COVERAGES
+        for coverage in [one.coverage for one in model.intervals]
         for predictor, scores in {"this model": model, **by_predictor}.items()
         for one in scores.intervals
         if one.coverage == coverage
@@ -233,13 +266,14 @@ def _scores(manifest: Manifest, evaluation: Evaluation, name: str, unit: str | N
         yield table(["coverage", "predictor", "observed coverage", f"mean width{wide}", f"interval score{wide}"], rows)
         yield tag(
             "p",
-            "± is the standard error of a share of that many test rows. The interval score is the width plus a fine for every "
+            ("± is the standard error of a share of that many test rows. " if tested else "")
+            + "The interval score is the width plus a fine for every "
             "miss: lower is better, and of two predictors with the same coverage the narrower one wins.",
             css="soft",
         )
 
 
-def _verdict(model: Scores, name: str, baseline: Scores, *, rows: int, coverage: float) -> Html:
+def _verdict(model: Scores, name: str, baseline: Scores, *, rows: str, coverage: float) -> Html:
     """Who wins where, said as it is: a model that loses to a baseline should not be served for what it loses in."""
     better: list[str] = []
     worse: list[str] = []
@@ -250,7 +284,7 @@ def _verdict(model: Scores, name: str, baseline: Scores, *, rows: int, coverage:
     for label, own, other in pairs:
         if own is not None and other is not None and own != other:
             (better if own < other else worse).append(label)
-    chance = f" Small differences may be chance: there are {count(rows, 'test row')}."
+    chance = f" Small differences may be chance: there are {rows}."
     if not worse:
         ending = f"better than the {name} in {listed(better)}." if better else f"equal to the {name}."
         return tag("p", f"This model is {ending}{chance}")
@@ -288,7 +322,7 @@ def _training(manifest: Manifest, history: list[Epoch]) -> Html:
         ["code", f"revision {origin.git_revision}" if origin.git_revision else "not from a git checkout"],
         ["versions", ", ".join(f"{name} {version}" for name, version in origin.libraries.items())],
     ]  # fmt: skip
-    note = "With cross-fitting the same rows serve for fitting and for calibration, each with members that did not see it."
+    note = "With cross-fitting the same rows serve for fitting and for calibration, each with networks that did not see it."
     options = [[name, json.dumps(value, ensure_ascii=False)] for name, value in network.options.items()]
     return join(
         tag("h2", "How it was trained"),

@@ -13,6 +13,7 @@ from rich.table import Table
 from models.conformal import coverage_range
 from models.manifest import Manifest, Scores
 from training.calibrate import small_groups
+from training.evaluate import rows_in_words
 
 if TYPE_CHECKING:
     from training.fit import Epoch
@@ -50,7 +51,7 @@ class FitDisplay:
 
     def epoch(self, epoch: "Epoch") -> None:
         """How the fit stands, on the early-stopping rows, in units of the target's standard deviation."""
-        numbers = f"held-out NLL {epoch.nll:.3f} (best {epoch.best_nll:.3f}), RMSE {epoch.rmse:.3f}"
+        numbers = f"held-out NLL {epoch.nll:.3f}, RMSE {epoch.rmse:.3f}, CRPS {epoch.crps:.3f} (best {epoch.best_crps:.3f})"
         if self._task is not None:
             self._progress.update(self._task, total=epoch.epochs, completed=epoch.number, visible=True, numbers=numbers)
         elif epoch.number % max(1, epoch.epochs // _PLAIN_LINES) == 0:
@@ -80,12 +81,11 @@ def row_progress(total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def show_evaluation(manifest: Manifest) -> None:
-    """The scores of the test rows beside the baselines', as a table."""
+    """The scores of the evaluated rows beside the baselines', as a table."""
     if manifest.evaluation is None:
-        say("no test rows: nothing was measured (see --test-share)")
+        say("no scores: no rows were left to measure with, or it was calibrated anew since; errorbar evaluate scores new rows")
         return
-    title = f"{manifest.evaluation.rows} test rows"
-    show_scores(title, {"model": manifest.evaluation.targets, **manifest.evaluation.baselines})
+    show_scores(rows_in_words(manifest.evaluation), {"model": manifest.evaluation.targets, **manifest.evaluation.baselines})
 
 
 def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]]) -> None:

@@ -9,6 +9,7 @@ from models import conformal, distributions
 from models.manifest import (
     CalibrationMethod,
     Column,
+    Evaluation,
     Family,
     IntervalKind,
     Manifest,
@@ -103,6 +104,12 @@ def test_missing_values_of_golden_rows_travel_as_null(manifest):
     read = Manifest.model_validate_json(manifest.model_dump_json())
     assert read.golden.x[2] == [None] * 5
     assert np.isnan(np.array(read.golden.x, dtype=np.float64)[2]).all()
+
+
+def test_an_evaluation_of_an_older_file_is_of_test_rows():
+    assert Evaluation.model_validate({"rows": 9, "targets": {}}).source == "test"
+    with pytest.raises(ValidationError, match="source"):
+        Evaluation(rows=9, source="training", targets={})
 
 
 def test_the_names_a_manifest_may_hold_are_those_the_arithmetic_knows():

@@ -6,12 +6,22 @@ from scipy import special, stats
 
 from models.artifact import cpu_session, session_run
 from models.conformal import cumulative_probability
-from models.manifest import Column, Target
+from models.manifest import Column, Evaluation, Target
 from models.transforms import TRANSFORMS
 from tests.model_files import NUMERIC, formula_network, write_formula_model
 from training import evaluate
 from training.calibrate import Residuals, calibrated, member_moments, transformed
-from training.evaluate import COVERAGES, baseline_predictions, evaluation, predicted, scores, supported_coverages
+from training.evaluate import (
+    COVERAGES,
+    Predictions,
+    baseline_manifest,
+    calibrated_predictions,
+    cross_predicted,
+    evaluation,
+    predicted,
+    rows_in_words,
+    scores,
+)
 from training.graph import calibrated_graph
 
 COLUMNS = [*NUMERIC, Column(name="colour", kind="categorical", categories=["blue", "green", "red"])]
@@ -173,7 +183,7 @@ def test_only_coverages_that_the_calibration_supports_are_scored(model, calibrat
     run, manifest = model(some_residuals(calibration_rows), interval=interval)
     x = rows(10)
     predictions = predicted(run, x, observed(x, ONE, stats.norm()), manifest)
-    assert predictions.coverages == supported_coverages(manifest.calibration) == supported
+    assert predictions.coverages == supported
     assert np.isfinite(predictions.lower).all()
     score = scores(predictions, targets=ONE, network=manifest.network)["y"]
     assert [one.coverage for one in score.intervals] == supported
@@ -183,7 +193,6 @@ def test_rows_of_a_group_too_small_for_a_coverage_are_left_out_of_its_score(mode
     calibration_rows = some_residuals(200)
     calibration_rows.x[:, 2] = np.where(np.arange(200) < 5, 1, 0)
     run, manifest = model(calibration_rows, group_column="colour")
-    assert supported_coverages(manifest.calibration) == [0.5, 0.8, 0.9, 0.95]
     x = rows(60)
     x[:, 2] = np.arange(60) % 2
     y = observed(x, ONE, stats.norm())
@@ -212,15 +221,15 @@ def assert_same(one, other):
 
 @intervals
 @pytest.mark.parametrize("transforms", [("identity",), ("log", "identity", "logit")])
-@pytest.mark.parametrize("calibration_rows", [300, 128, 20, None])
-def test_a_baseline_is_answered_as_a_model_with_its_moments_would(model, interval, transforms, calibration_rows):
+@pytest.mark.parametrize(("calibration_rows", "group_column"), [(300, "colour"), (128, None), (20, None), (None, None)])
+def test_moments_are_answered_as_the_graph_would(model, interval, transforms, calibration_rows, group_column):
     targets = targets_of(*transforms)
     residuals = None if calibration_rows is None else some_residuals(calibration_rows, targets=len(targets))
-    run, manifest = model(residuals, targets=targets, interval=interval)
+    run, manifest = model(residuals, targets=targets, interval=interval, group_column=group_column)
     x = rows(40, size=0.3)
     y = observed(x, targets, stats.norm())
-    baseline = baseline_predictions(member_moments(network(targets), x), y, residuals, targets=targets, interval=interval)
-    assert_same(baseline, predicted(run, x, y, manifest))
+    answers = calibrated_predictions(member_moments(network(targets), x), x, y, manifest, residuals=residuals)
+    assert_same(answers, predicted(run, x, y, manifest))
 
 
 def test_an_evaluation_scores_baselines_as_gaussian_on_the_same_rows(model):
@@ -231,9 +240,10 @@ def test_an_evaluation_scores_baselines_as_gaussian_on_the_same_rows(model):
     moments = np.full_like(y, seen.mean()), np.full_like(y, seen.std())
     residuals = Residuals(values=(seen - seen.mean()) / seen.std(), x=np.empty((500, 0)))
     predictions = predicted(run, x, y, manifest)
-    constant = baseline_predictions(moments, y, residuals, targets=ONE, interval="symmetric")
-    result = evaluation(predictions, targets=ONE, network=manifest.network, baselines={"constant": constant})
-    assert result.rows == 200
+    constant = calibrated_predictions(moments, x, y, baseline_manifest(manifest), residuals=residuals)
+    baselines = {"constant": constant}
+    result = evaluation(predictions, targets=ONE, network=manifest.network, baselines=baselines, source="test")
+    assert (result.rows, result.source) == (200, "test")
     assert result.targets == scores(predictions, targets=ONE, network=manifest.network)
     score = result.baselines["constant"]["y"]
     assert score.nll == pytest.approx(-np.mean(stats.norm.logpdf(y, seen.mean(), seen.std())))
@@ -243,9 +253,198 @@ def test_an_evaluation_scores_baselines_as_gaussian_on_the_same_rows(model):
     assert [one.coverage for one in score.intervals] == list(COVERAGES)
 
 
-def test_moments_are_standardised_in_the_space_of_the_network():
+def test_moments_are_standardised_in_the_space_of_the_network(model):
+    targets = targets_of("log")
+    _, manifest = model(targets=targets)
     y = np.array([[1.0], [math.e]])
-    predictions = baseline_predictions(
-        (np.zeros((2, 1)), np.ones((2, 1))), y, None, targets=targets_of("log"), interval="symmetric"
+    moments = np.zeros((2, 1)), np.ones((2, 1))
+    predictions = calibrated_predictions(moments, np.zeros((2, 3)), y, manifest, residuals=None)
+    np.testing.assert_allclose(predictions.pit[:, 0], special.ndtr(transformed(y, targets))[:, 0], atol=1e-4)
+
+
+def test_a_default_coverage_is_scored_where_it_is_supported(model):
+    run, manifest = model(some_residuals(300))
+    x = rows(20)
+    y = observed(x, ONE, stats.norm())
+    for default, expected in ((0.99, [0.5, 0.8, 0.9, 0.95, 0.99]), (0.7, [0.5, 0.7, 0.8, 0.9, 0.95]), (0.999, [*COVERAGES])):
+        named = manifest.model_copy(update={"default_coverage": default})
+        assert predicted(run, x, y, named).coverages == expected
+
+
+def cases(number, targets=ONE, *, seed=0, wrong=False):
+    """Rows with moments that are right, or (wrong) with a shift and a std that grows where it should shrink."""
+    x = rows(number, seed=seed, size=0.3)
+    location, scale = member_moments(network(targets), x)
+    y = observed(x, targets, stats.norm(), seed=seed + 1)
+    return ((location + 3, np.exp(x[:, :1]) / scale) if wrong else (location, scale)), x, y
+
+
+@intervals
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("group_column", [None, "colour"])
+def test_cross_predicted_intervals_hold_what_they_say_for_good_and_for_wrong_predictors(model, interval, wrong, group_column):
+    _, manifest = model(some_residuals(9), interval=interval, group_column=group_column)
+    moments, x, y = cases(2000, wrong=wrong)
+    predictions = cross_predicted(moments, x, y, manifest)
+    assert predictions.coverages == list(COVERAGES)
+    inside = (predictions.lower[:, 0] <= y) & (y <= predictions.upper[:, 0])
+    for share, coverage in zip(inside.mean(axis=0), COVERAGES, strict=True):
+        assert share == pytest.approx(coverage, abs=4 * math.sqrt(coverage * (1 - coverage) / 2000))
+    np.testing.assert_array_equal(np.sort(np.concatenate([part for part, _ in predictions.sources])), np.arange(2000))
+    factor = predictions.scale / moments[1]
+    assert np.all(np.abs(factor - 1) < 0.1) != wrong
+
+
+def test_the_coverage_of_all_cross_predicted_rows_says_nothing_of_the_model_and_the_scores_do(model):
+    _, manifest = model(some_residuals(9))
+    right, wrong = (
+        scores(cross_predicted(*cases(2000, wrong=wrong), manifest), targets=ONE, network=manifest.network)["y"]
+        for wrong in (False, True)
     )
-    np.testing.assert_allclose(predictions.pit[:, 0], special.ndtr(transformed(y, targets_of("log")))[:, 0], atol=1e-4)
+    for one in (right, wrong):  # far closer than the binomial error of independent test rows, 0.007
+        assert one.intervals[2].observed_coverage == pytest.approx(0.9, abs=0.003)
+        assert one.calibration_error < 0.003
+    assert wrong.intervals[2].interval_score > 2 * right.intervals[2].interval_score
+    assert wrong.nll > right.nll + 0.5
+
+
+def test_no_value_moves_the_interval_of_its_own_part(model):
+    _, manifest = model(some_residuals(9), group_column="colour")
+    moments, x, y = cases(200)
+    before = cross_predicted(moments, x, y, manifest)
+    changed = y.copy()
+    changed[17] += 1000
+    after = cross_predicted(moments, x, changed, manifest)
+    moved = np.flatnonzero((before.scale != after.scale).any(axis=1))
+    assert len(moved) == 160, "the scale factor of the other four parts has seen the value"
+    still = np.setdiff1d(np.arange(200), moved)
+    assert 17 in still
+    for name in ("mean", "std", "location", "scale", "lower", "upper"):
+        np.testing.assert_array_equal(getattr(before, name)[still], getattr(after, name)[still])
+    assert before.pit[17] != after.pit[17]
+    np.testing.assert_array_equal(np.delete(before.pit, moved)[still != 17], np.delete(after.pit, moved)[still != 17])
+
+
+def test_parts_follow_from_the_seed(model):
+    _, manifest = model(some_residuals(9))
+    one, same, other = (cross_predicted(*cases(60), manifest, seed=seed) for seed in (0, 0, 1))
+    assert_same(one, same)
+    assert not np.array_equal(one.scale, other.scale)
+
+
+def test_predictors_of_the_same_rows_are_compared_on_the_same_parts(model):
+    _, manifest = model(some_residuals(9), family="student_t", freedom=[4.0])
+    right, x, y = cases(61)
+    constant = np.full_like(y, y.mean()), np.full_like(y, y.std())
+    baseline = baseline_manifest(manifest)
+    assert (baseline.network.family, baseline.network.degrees_of_freedom) == ("gaussian", None)
+    parts = [
+        [part.tolist() for part, _ in cross_predicted(moments, x, y, by, seed=3).sources]
+        for moments, by in ((right, manifest), (constant, baseline))
+    ]
+    assert parts[0] == parts[1]
+
+
+def test_a_baseline_is_calibrated_with_all_rows_together(model):
+    _, manifest = model(some_residuals(90), group_column="colour")
+    assert len(cross_predicted(*cases(90), manifest).sources) > 5
+    assert len(cross_predicted(*cases(90), baseline_manifest(manifest)).sources) == 5
+
+
+def test_rows_of_one_group_get_their_intervals_without_each_other(model):
+    _, manifest = model(some_residuals(9))
+    moments, x, y = cases(120)
+    groups = np.arange(120) % 12
+    predictions = cross_predicted(moments, x, y, manifest, groups=groups)
+    in_parts = [set(groups[part]) for part, _ in predictions.sources]
+    assert sum(map(len, in_parts)) == 12
+    alone = cross_predicted(moments, x, y, manifest, groups=np.zeros(120, dtype=np.int64))
+    assert_same(alone, cross_predicted(moments, x, y, manifest))
+
+
+def test_a_row_gets_the_interval_of_its_own_group_of_the_other_parts(model):
+    _, manifest = model(some_residuals(9), group_column="colour")
+    moments, x, y = cases(400)
+    y[x[:, 2] == 1] = moments[0][x[:, 2] == 1] + 10 * (y - moments[0])[x[:, 2] == 1]
+    predictions = cross_predicted(moments, x, y, manifest)
+    half = ((predictions.upper - predictions.lower) / 2 / moments[1][..., None])[:, 0, 2]
+    assert half[x[:, 2] == 1].min() > 10
+    assert half[(x[:, 2] == 0) | (x[:, 2] == 2)].max() < 3
+    for part, residuals in predictions.sources:
+        colours = set(x[part, 2])
+        assert len(colours) == 1
+        others = np.setdiff1d(np.flatnonzero(x[:, 2] == colours.pop()), part)
+        assert residuals.shape[1] in (len(others), 320)  # 3 is no colour: all rows of the other parts
+
+
+@intervals
+def test_transformed_targets_are_cross_predicted_in_their_own_unit(model, interval):
+    targets = targets_of("log", "logit", "identity")
+    _, manifest = model(some_residuals(9, targets=3), targets=targets, interval=interval)
+    moments, x, y = cases(400, targets)
+    predictions = cross_predicted(moments, x, y, manifest)
+    assert (predictions.lower[:, 0] > 0).all()
+    assert ((predictions.lower[:, 1] > 0) & (predictions.upper[:, 1] < 1)).all()
+    inside = (predictions.lower[:, :, 2] <= y) & (y <= predictions.upper[:, :, 2])
+    np.testing.assert_allclose(inside.mean(axis=0), 0.9, atol=0.06)
+    lognormal = stats.lognorm(s=predictions.scale[:, 0], scale=np.exp(predictions.location[:, 0]))
+    np.testing.assert_allclose(predictions.mean[:, 0], lognormal.mean(), rtol=0.2)
+    for part, residuals in predictions.sources:
+        others = np.setdiff1d(np.arange(400), part)
+        rescaled = (transformed(y, targets) - predictions.location)[others] / moments[1][others]
+        np.testing.assert_allclose(residuals, np.sort(rescaled / (predictions.scale / moments[1])[part[0]], axis=0).T)
+        nodes = predictions.location[part, 0, None] + predictions.scale[part, 0, None] * residuals[0]
+        np.testing.assert_allclose(predictions.mean[part, 0], np.exp(nodes).mean(axis=1))
+    score = scores(predictions, targets=targets, network=manifest.network)
+    by_part = [
+        scores(only(predictions, number), targets=targets, network=manifest.network)["y0"].crps
+        for number in range(len(predictions.sources))
+    ]
+    sizes = [len(part) for part, _ in predictions.sources]
+    assert score["y0"].crps == pytest.approx(np.average(by_part, weights=sizes))
+
+
+def only(predictions, number):
+    """The predictions of one source alone."""
+    part, residuals = predictions.sources[number]
+    arrays = {name: value[part] for name, value in vars(predictions).items() if isinstance(value, np.ndarray)}
+    return Predictions(**arrays, coverages=predictions.coverages, sources=[(np.arange(len(part)), residuals)])
+
+
+@pytest.mark.parametrize(
+    ("number", "interval", "parts", "supported"),
+    [
+        (9, "symmetric", 5, [0.5, 0.8]),  # the smallest of the five calibrations has seven rows
+        (12, "symmetric", 5, [0.5, 0.8, 0.9]),
+        (9, "equal_tailed", 5, [0.5]),
+        (3, "symmetric", 3, [0.5]),
+        (2, "symmetric", 2, [0.5]),
+        (2, "equal_tailed", 2, []),
+    ],
+)
+def test_few_rows_are_cross_predicted_at_what_the_smallest_calibration_supports(model, number, interval, parts, supported):
+    _, manifest = model(some_residuals(9), interval=interval)
+    predictions = cross_predicted(*cases(number), manifest)
+    assert len(predictions.sources) == parts
+    assert predictions.coverages == supported
+    assert np.isfinite(predictions.lower).all()
+    assert [one.coverage for one in scores(predictions, targets=ONE, network=manifest.network)["y"].intervals] == supported
+
+
+def test_one_row_cannot_be_cross_predicted(model):
+    _, manifest = model(some_residuals(9))
+    with pytest.raises(ValueError, match="1 calibration rows: at least 2"):
+        cross_predicted(*cases(1), manifest)
+
+
+@pytest.mark.parametrize(
+    ("source", "number", "words"),
+    [
+        ("test", 103, "103 test rows that nothing was fitted to"),
+        ("test", 1, "1 test row that nothing was fitted to"),
+        ("out_of_fold", 1030, "1,030 out-of-fold rows, each predicted by networks that had not seen it"),
+        ("calibration", 2000, "2,000 calibration rows, each with an interval made from the others"),
+    ],
+)
+def test_an_evaluation_says_which_rows_it_is_of(source, number, words):
+    assert rows_in_words(Evaluation(rows=number, source=source, targets={})) == words

@@ -12,12 +12,12 @@ from models.manifest import Column, Manifest, Target
 from models.transforms import TRANSFORMS
 from tests.model_files import MIXED, NUMERIC, write_formula_model
 from training import curves
-from training.evaluate import Predictions, evaluation, predicted
+from training.evaluate import Predictions, cross_predicted, evaluation, predicted
 from training.fit import Epoch
 from training.report import MOST_POINTS, report_page
 
 HISTORY = [
-    Epoch(number=n, epochs=20, nll=1 / n, rmse=0.5 + 1 / n, best_nll=1 / n, seconds=n, seconds_left=20.0 - n)
+    Epoch(number=n, epochs=20, nll=1 / n, rmse=0.5 + 1 / n, crps=2 / n, best_crps=2 / n, seconds=n, seconds_left=20.0 - n)
     for n in range(1, 21)
 ]
 HOSTILE = "<script src=https://evil.example/x.js>alert('$x_1$')</script>"
@@ -74,16 +74,32 @@ def rows_of(manifest: Manifest, run: Run, *, rows: int = 200, noise: float = 1.0
 
 
 def report(
-    folder: Path, *, rows: int = 200, evaluated: bool = True, wider: float = 3.0, noise: float = 1.0, history=HISTORY, **model
+    folder: Path,
+    *,
+    rows: int = 200,
+    evaluated: bool = True,
+    source: str = "test",
+    wider: float = 3.0,
+    noise: float = 1.0,
+    history=HISTORY,
+    **model,
 ) -> tuple[Page, Manifest, Predictions]:
     """The page of a formula model whose baseline is itself with a std `wider` times as large."""
     write_formula_model(folder / "model.onnx", **model)
     run, manifest = open_model(folder / "model.onnx", threads=1)
     x, y = rows_of(manifest, run, rows=rows, noise=noise)
     predictions = predicted(run, x, y, manifest)
+    if source != "test":
+        predictions = cross_predicted((predictions.location, predictions.scale), x, y, manifest)
     if evaluated:
         wide = Predictions(**{**vars(predictions), "scale": predictions.scale * wider})
-        scores = evaluation(predictions, targets=manifest.targets, network=manifest.network, baselines={"homoscedastic": wide})
+        scores = evaluation(
+            predictions,
+            targets=manifest.targets,
+            network=manifest.network,
+            baselines={"homoscedastic": wide},
+            source=source,
+        )
         manifest = manifest.model_copy(update={"evaluation": scores})
     page = report_page(manifest, predictions=predictions, x=x, run=run, history=history)
     (folder / "model.html").write_bytes(page)
@@ -91,7 +107,7 @@ def report(
 
 
 def untested(folder: Path, **model) -> Page:
-    """The page of a formula model that had no test rows."""
+    """The page of a formula model that was not evaluated."""
     write_formula_model(folder / "model.onnx", **model)
     run, manifest = open_model(folder / "model.onnx", threads=1)
     x = np.empty((0, len(manifest.columns)))
@@ -232,6 +248,52 @@ def test_with_several_features_the_cut_is_labelled_as_one(plain):
     assert "Of all features, b moves the predicted mean most while the others stand still" in page.text
 
 
+@pytest.mark.parametrize("source", ["out_of_fold", "calibration"])
+def test_calibration_rows_are_told_from_test_rows_in_every_text(tmp_path, source):
+    page, *_ = report(tmp_path, source=source)
+    everything = " ".join([page.text, *page.alts, *page.pictures])
+    for text in (
+        {
+            "out_of_fold": "On 200 out-of-fold rows, each predicted by networks that had not seen it, the 90 % prediction",
+            "calibration": "On 200 calibration rows, each with an interval made from the others, the 90 % prediction",
+        }[source],
+        "the coverage of these rows all together is no evidence",
+        f"of 200 {source.replace('_', '-')} rows with 90 %",
+    ):
+        assert text in everything
+    assert page.text.count("fitted to fewer rows than those that are served") == (source == "out_of_fold")
+    assert "test row" not in everything
+    assert "±" not in page.text
+    assert "calibration error" not in page.text
+    assert "PIT histogram" not in everything
+    assert len(page.pictures) == 5  # predictions, coverage by std, errors, sweep, training
+
+
+def test_the_intervals_drawn_are_those_of_the_predictions(tmp_path):
+    page, _, predictions = report(tmp_path, source="out_of_fold")
+    index = predictions.coverages.index(0.9)
+    inside = (predictions.lower[:, 0, index] <= predictions.y[:, 0]) & (predictions.y[:, 0] <= predictions.upper[:, 0, index])
+    assert f"{inside.sum()} of which hold the observed value" in page.alts[0]
+    few, *_ = report(tmp_path, source="out_of_fold", rows=9)
+    assert "of 9 out-of-fold rows with 80 % prediction intervals" in few.alts[0]
+
+
+def test_a_default_coverage_of_its_own_is_measured_and_drawn(tmp_path):
+    write_formula_model(tmp_path / "model.onnx")
+    run, manifest = open_model(tmp_path / "model.onnx", threads=1)
+    manifest = manifest.model_copy(update={"default_coverage": 0.7})
+    x, y = rows_of(manifest, run)
+    predictions = predicted(run, x, y, manifest)
+    scores = evaluation(predictions, targets=manifest.targets, network=manifest.network, baselines={}, source="test")
+    manifest = manifest.model_copy(update={"evaluation": scores})
+    (tmp_path / "m.html").write_bytes(report_page(manifest, predictions=predictions, x=x, run=run, history=[]))
+    page = Page(tmp_path / "m.html")
+    at_70 = scores.targets["y"].intervals[1]
+    assert f"{at_70.observed_coverage:.3f} ± {np.sqrt(0.7 * 0.3 / 200):.3f}" in page.text
+    assert f"the 70 % prediction interval of y held the observed value in {100 * at_70.observed_coverage:.4g} %" in page.text
+    assert "test rows with 70 % prediction intervals" in page.alts[0]
+
+
 def test_without_test_rows_the_page_says_so_and_shows_the_model(tmp_path):
     page = untested(tmp_path)
     assert "Not measured" in page.text
@@ -263,14 +325,13 @@ def test_a_large_test_set_is_drawn_as_a_sample_and_measured_whole(tmp_path):
     ("interval", "group_column", "largest"),
     [("symmetric", None, 0.99), ("symmetric", "open", 0.95), ("equal_tailed", None, 0.98), ("equal_tailed", "open", 0.9)],
 )
-def test_the_calibration_curve_counts_the_rows_within_the_intervals_of_the_graph(tmp_path, interval, group_column, largest):
+def test_the_rows_covered_are_those_within_the_intervals_of_the_graph(tmp_path, interval, group_column, largest):
     write_formula_model(tmp_path / "m.onnx", columns=MIXED, interval=interval, group_column=group_column, float64=True)
     run, manifest = open_model(tmp_path / "m.onnx", threads=1)
     x, y = rows_of(manifest, run)
-    nominal, observed = curves.calibration_curve(predicted(run, x, y, manifest), x, manifest, target=0)
+    nominal, inside = curves.covered(predicted(run, x, y, manifest), manifest, target=0)
     answers = run(x, nominal)
-    inside = (answers["lower"][:, 0] <= y) & (y <= answers["upper"][:, 0])
-    np.testing.assert_allclose(observed, inside.mean(axis=0))
+    np.testing.assert_array_equal(inside, (answers["lower"][:, 0] <= y) & (y <= answers["upper"][:, 0]))
     assert nominal[0] == 0.01
     assert nominal[-1] == largest
 
@@ -284,6 +345,29 @@ def test_the_sampling_band_holds_nine_in_ten_shares_of_calibrated_models():
         low, high = curves.sampling_band(np.array([share]), rows=rows, calibration_rows=calibration_rows)
         # 20 000 repetitions: standard error 0.002; the rest is the approximation's, and that shares are whole numbers of rows
         assert np.mean((low <= observed) & (observed <= high)) == pytest.approx(0.9, abs=0.035)
+
+
+def test_coverage_by_std_is_that_of_thirds_of_the_rows():
+    inside = np.array([[True, True], [False, True], [False, False], [True, True], [False, False], [False, True]])
+    std = np.array([1.0, 5.0, 3.0, 2.0, 4.0, 6.0])
+    assert curves.coverage_by_std(inside, std).tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert np.isnan(curves.coverage_by_std(inside[:2], std[:2])).all()
+
+
+def test_the_band_of_thirds_holds_nine_in_ten_of_a_model_whose_std_is_right(tmp_path):
+    manifest = write_formula_model(tmp_path / "m.onnx")
+    random = np.random.default_rng(0)
+    shares = []
+    for seed in range(200):
+        std = random.uniform(1, 5, size=(300, 1))
+        y = std * random.normal(size=(300, 1))
+        predictions = cross_predicted((np.zeros_like(y), std), np.zeros((300, 2)), y, manifest, seed=seed)
+        nominal, inside = curves.covered(predictions, manifest, target=0)
+        shares.append(curves.coverage_by_std(inside, std[:, 0])[:, [49, 79]])
+    low, high = curves.third_band(nominal[[49, 79]], rows=300)
+    held = np.mean((low <= shares) & (shares <= high), axis=0)
+    # 200 repetitions: standard error 0.02; the rest is the approximation's, and that shares are whole numbers of rows
+    np.testing.assert_allclose(held, 0.9, atol=0.07)
 
 
 def test_error_by_std_finds_the_error_of_each_level_of_std():

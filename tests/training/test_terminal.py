@@ -53,6 +53,20 @@ def test_names_with_brackets_are_shown_as_they_are_in_a_manifest(tmp_path, capsy
         assert text in shown
 
 
+def test_scores_say_which_rows_they_are_of(tmp_path, capsys):
+    manifest = write_formula_model(tmp_path / "model.onnx", targets=(TARGET,))
+    for source, words in (
+        ("test", "9 test rows that nothing was fitted to"),
+        ("out_of_fold", "9 out-of-fold rows, each predicted by networks that had not seen it"),
+        ("calibration", "9 calibration rows, each with an interval made from the others"),
+    ):
+        evaluation = Evaluation(rows=9, source=source, targets={"[/b]": SCORES})
+        terminal.show_evaluation(manifest.model_copy(update={"evaluation": evaluation}))
+        assert words in capsys.readouterr().out
+    terminal.show_evaluation(manifest)
+    assert "no scores" in capsys.readouterr().err
+
+
 def test_sentences_with_brackets_are_said_as_they_are(capsys):
     terminal.say("note: column '[/b]' :smile:")
     terminal.complain("target 'speed [km/h]'")
