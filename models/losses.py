@@ -4,9 +4,11 @@ The caller sums over targets and averages over rows; the members' losses are add
 values of `beta_nll`, `moment_matching` and `faithful` say nothing about quality: compare models by their plain NLL.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from models.heads import FAMILIES, Family, Prediction
@@ -48,6 +50,17 @@ def faithful(y: Tensor, prediction: Prediction, family: Family) -> Tensor:
     """0.5 (y - m)^2 for the mean, NLL with a detached mean for the scale; the head detaches the trunk (Stirn et al. 2023)."""
     detached = prediction._replace(mean=prediction.mean.detach())
     return 0.5 * (y - prediction.mean).square() + nll(y, detached, family)
+
+
+def normal_crps(y: Tensor, prediction: Prediction) -> Tensor:
+    """CRPS of the normal distribution with the predicted moments, in the unit of y; a score for early stopping.
+
+    s (z erf(z / sqrt 2) + sqrt(2 / pi) exp(-z^2 / 2) - 1 / sqrt(pi)), z = (y - m) / s. Source: Gneiting and Raftery 2007.
+    """
+    z = (y - prediction.mean) / prediction.std
+    return prediction.std * (
+        z * torch.erf(z / math.sqrt(2)) + math.sqrt(2 / math.pi) * torch.exp(-0.5 * z.square()) - 1 / math.sqrt(math.pi)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 All members live in one network: every weight has a leading axis of members, and one batched matmul serves them all.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,6 +197,14 @@ class StackedNetwork(nn.Module):
             hidden = self.dropout(self.activation(layer(hidden)))
         prediction: Prediction = self.head(hidden, detach_scale=detach_scale)
         return prediction
+
+    @torch.no_grad()
+    def part(self, members: slice) -> "StackedNetwork":
+        """A copy with some of the members."""
+        chosen = copy.deepcopy(self)
+        for parameter in chosen.parameters():  # every one has the members as its first axis
+            parameter.data = parameter.data[members].clone()
+        return chosen
 
 
 class RawUnitsNetwork(nn.Module):

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from models import conformal
 from models.artifact import Run, cpu_session, golden_rows, open_model, read_model, session_run, write_model
 from models.conformal import CalibrationMethod, Dependence, IntervalKind
-from models.distributions import Family, distribution, maximum_likelihood_scale
+from models.distributions import (
+    MOST_DEGREES_OF_FREEDOM,
+    Family,
+    distribution,
+    likeliest_degrees_of_freedom,
+    maximum_likelihood_scale,
+)
 from models.manifest import Calibration, Column, Golden, Manifest, ResidualGroup, Target
 from models.transforms import TRANSFORMS
 from training.errors import FitError, OptionError
@@ -38,14 +44,13 @@ class Residuals:
     x: Values
 
 
-def member_moments(network: onnx.ModelProto, x: Values, members: Sequence[int] | None = None) -> Moments:
-    """Location and scale of the mixture of `members` (default: all) at `x` [n, columns], computed in ONNX Runtime."""
+def member_moments(network: onnx.ModelProto, x: Values) -> Moments:
+    """Location and scale of the mixture of the members at `x` [n, columns], computed in ONNX Runtime."""
     session = cpu_session(network.SerializeToString())
     parts = []
     for first in range(0, max(len(x), 1), _CHUNK_ROWS):
         location, scale = session.run(list(MEMBER_OUTPUTS), {"x": x[first : first + _CHUNK_ROWS]})
-        chosen = slice(None) if members is None else list(members)
-        parts.append(mixture(location[chosen], scale[chosen]))
+        parts.append(mixture(location, scale))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
@@ -55,24 +60,28 @@ def mixture(location: Values, scale: Values) -> Moments:
     return mean, np.sqrt(((location - mean) ** 2).mean(axis=0) + (scale**2).mean(axis=0))
 
 
-def out_of_fold_moments(
-    predict: Callable[[Values, Sequence[int]], Moments], x: Values, out_of_fold: list[Rows]
-) -> tuple[Rows, Moments]:
-    """For every row of `out_of_fold` (per member), the mixture of the members that did not see it: (rows, moments).
-
-    `predict(x, members)` answers for some members.
-    """
-    folds: dict[bytes, list[int]] = {}
-    for member, rows in enumerate(out_of_fold):
-        folds.setdefault(rows.tobytes(), []).append(member)
-    moments = [(out_of_fold[members[0]], predict(x[out_of_fold[members[0]]], members)) for members in folds.values()]
-    rows = np.concatenate([fold for fold, _ in moments])
-    return rows, (np.concatenate([part[0] for _, part in moments]), np.concatenate([part[1] for _, part in moments]))
-
-
 def transformed(y: Values, targets: list[Target]) -> Values:
     """`y` [n, targets] in the space that the network works in."""
     return np.stack([TRANSFORMS[target.transform].forward(y[:, t]) for t, target in enumerate(targets)], axis=1)
+
+
+def likeliest_family(
+    residuals: Residuals | None, family: Family, freedom: list[float] | None
+) -> tuple[Family, list[float] | None]:
+    """The family of the predictive distribution, and its degrees of freedom by target: normal or Student-t by likelihood.
+
+    The mixture over members has other tails than a member, so its family is chosen on calibration residuals, whichever of the
+    two the members were fitted with. A laplace family stays, and so does everything where nothing is calibrated.
+    """
+    if residuals is None or family == "laplace":
+        return family, freedom
+    try:
+        likeliest = [likeliest_degrees_of_freedom(column) for column in residuals.values.T]
+    except ValueError:
+        return family, freedom  # hardly a residual differs from 0: `calibrated` says so
+    if not any(likeliest):
+        return "gaussian", None
+    return "student_t", [df or MOST_DEGREES_OF_FREEDOM for df in likeliest]
 
 
 def calibrated(
@@ -220,12 +229,14 @@ def recalibrate(
     graph = onnx.load_model_from_string(data)
     network = network_part(graph)
     location, scale = member_moments(network, x)
+    residuals = Residuals(values=(transformed(y, old.targets) - location) / scale, x=x)
+    family, freedom = likeliest_family(residuals, old.network.family, old.network.degrees_of_freedom)
     calibration = calibrated(
-        Residuals(values=(transformed(y, old.targets) - location) / scale, x=x),
+        residuals,
         method="split",
         interval=interval or old.calibration.interval,
-        family=old.network.family,
-        freedom=old.network.degrees_of_freedom or [None] * len(old.targets),
+        family=family,
+        freedom=freedom or [None] * len(old.targets),
         columns=old.columns,
         group_column=group_column or old.calibration.group_column,
         dependence=old.calibration.dependence,
@@ -235,6 +246,7 @@ def recalibrate(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
     ).SerializeToString()
     update = {
+        "network": old.network.model_copy(update={"family": family, "degrees_of_freedom": freedom}),
         "calibration": calibration,
         "evaluation": None,
         "origin": old.origin.model_copy(update={"rows_by_use": {**old.origin.rows_by_use, "calibration": calibration.rows}}),

@@ -44,9 +44,21 @@ class TableOptions(_Options):
     delimiter: Annotated[str, Field(min_length=1, description="Delimiter of a CSV file; tab is a word for it")] = ","
 
 
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"members": 4, "width": 64, "depth": 2, "frequencies": 8, "embedding_outputs": 4},
+    "default": {},
+    "large": {"members": 16, "width": 256, "depth": 3, "frequencies": 16},
+}
+"""What `size` changes of the other defaults; benchmarks/results/sizes.md shows what each costs and gains."""
+
+
 class NetworkOptions(_Options):
     """The network and how it is fitted."""
 
+    size: Annotated[
+        Literal["small", "default", "large"],
+        Field(description="small serves faster, large predicts a little better: sets members, width, depth and embedding"),
+    ] = "default"
     loss: Annotated[Loss, Field(description="Training loss; model choice always uses the plain held-out NLL")] = "beta_nll"
     beta: Annotated[float, Field(ge=0, le=1, description="beta of beta_nll: 0 is nll, 1 trains the mean as mse does")] = 0.5
     members: Annotated[Count, Field(description="Members of the ensemble")] = 8
@@ -62,7 +74,8 @@ class NetworkOptions(_Options):
     batch_rows: Annotated[Count | None, Field(description="Rows a batch; default grows with the table, 32 to 1024")] = None
     epochs: Annotated[Count | None, Field(description="Epochs; default about 6 000 updates, 12 to 400 epochs")] = None
     patience: Annotated[
-        Count | None, Field(description="Stop after so many epochs without gain in any member; default a quarter of all")
+        Count | None,
+        Field(description="Stop after so many epochs in which the held-out CRPS gained under 0.1 %; default a quarter of all"),
     ] = None
     minimum_std: Annotated[Positive, Field(description="Floor of a member's std, relative to the target's")] = 1e-3
     maximum_std: Annotated[float, Field(gt=1, description="Cap of a member's std, relative to the target's")] = 10.0
@@ -70,6 +83,13 @@ class NetworkOptions(_Options):
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes a GPU if there is one")] = (
         "auto"
     )
+
+    @model_validator(mode="after")
+    def _apply_size(self) -> Self:
+        for name, value in SIZES[self.size].items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)  # frozen, and not given: so no part of model_fields_set either
+        return self
 
     @model_validator(mode="after")
     def _floor_under_cap(self) -> Self:
@@ -93,10 +113,13 @@ class CalibrationOptions(_Options):
     calibrate_by: Annotated[
         str | None, Field(description="Categorical or boolean feature whose values are calibrated apart")
     ] = None
-    folds: Annotated[int, Field(ge=2, description="Folds of cross calibration")] = 4
+    folds: Annotated[int, Field(ge=2, description="Folds of cross calibration")] = 5
+    fold_members: Annotated[Count, Field(description="Networks fitted without each fold, for cross calibration")] = 4
     calibration_share: Annotated[Share, Field(description="Share of rows held out by split calibration (at most 10 000)")] = 0.2
     stop_share: Annotated[Share, Field(description="Share of a member's rows held out for early stopping")] = 0.1
-    test_share: Annotated[Share, Field(description="Share of rows held out to measure the finished model; 0: none")] = 0.1
+    test_share: Annotated[
+        Share, Field(description="Share of rows held out from everything, to measure with; 0: calibration rows measure")
+    ] = 0.0
     coverage: Annotated[float, Field(gt=0, lt=1, description="Coverage of an interval when a request names none")] = 0.9
     baselines: Annotated[bool, Field(description="Also fit the homoscedastic network that the report compares with")] = True
 
@@ -111,6 +134,7 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
             "embedding_outputs": not self.frequencies and "--frequencies 0 leaves the embedding out",
             "frequency_scale": not self.frequencies and "--frequencies 0 leaves the embedding out",
             "folds": self.calibration in ("split", "none") and f"--calibration {self.calibration} has no folds",
+            "fold_members": self.calibration in ("split", "none") and f"--calibration {self.calibration} has no folds",
             "calibration_share": self.calibration in ("cross", "none") and f"--calibration {self.calibration} holds none out",
             "calibrate_by": self.calibration == "none" and "--calibration none takes no calibration rows",
         }

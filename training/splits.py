@@ -1,7 +1,7 @@
 """Which rows fit, stop, calibrate and test: disjoint by construction, by group or by time where the user says so."""
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,10 +34,11 @@ LEAST_STOP_ROWS = 2
 class Plan:
     """Row numbers, ascending, by use.
 
-    test: rows that nothing else sees. calibration: rows that no member sees (method split; else empty).
-    fit, stop: per member, the rows it is fitted to and those its early stopping looks at.
-    out_of_fold: per member, the rows that neither its fit nor its stop saw and whose residuals calibrate (method cross;
-    else empty). Member j has fold j modulo `folds`, so the first `folds` members have every row once.
+    test: rows that nothing else sees. calibration: rows that no network sees (method split; else empty).
+    fit, stop: per network, the rows it is fitted to and those its early stopping looks at. The first `members` networks are
+    the ensemble that is served; cross-fitting adds `fold_members` for each of `folds` in turn.
+    folds: every row that is no test row once, in parts (method cross; else empty). A fold's own networks see none of its rows,
+    so that their residuals calibrate; the served members see them all.
     """
 
     method: CalibrationMethod
@@ -45,7 +46,18 @@ class Plan:
     calibration: Rows
     fit: list[Rows]
     stop: list[Rows]
-    out_of_fold: list[Rows]
+    members: int
+    folds: list[Rows]
+    fold_members: int
+
+    def fold_networks(self, fold: int) -> slice:
+        """The places in `fit` and `stop` of the networks that leave `fold` out."""
+        first = self.members + fold * self.fold_members
+        return slice(first, first + self.fold_members)
+
+    def without_members(self) -> "Plan":
+        """The plan of the folds' networks alone."""
+        return replace(self, fit=self.fit[self.members :], stop=self.stop[self.members :], members=0)
 
 
 def plan_rows(
@@ -53,6 +65,7 @@ def plan_rows(
     *,
     members: int,
     folds: int,
+    fold_members: int,
     test_share: float,
     calibration: Calibration,
     calibration_share: float,
@@ -63,18 +76,17 @@ def plan_rows(
 ) -> Plan:
     """Divide `rows` rows among the uses; the same arguments give the same plan.
 
-    calibration: "split" keeps `calibration_share` of all rows for it, at most 10 000; "cross" takes every row from the
-    members that did not see it; "none" leaves it out; "auto" is cross below 2 000 rows that are no test rows, else split.
-    test_share: of all rows; 0 means no test rows. stop_share: of the rows left to a member, at most 10 000 rows. Cross-fitted
-    members draw them; else the rows are divided in round(1 / stop_share) parts that the members take in turn, so that
-    every row fits most of them.
+    calibration: "split" keeps `calibration_share` of all rows for it, at most 10 000; "cross" takes every row from
+    networks that did not see it; "none" leaves it out; "auto" is cross below 2 000 rows that are no test rows, else split.
+    test_share: of all rows; 0 means no test rows. stop_share: of the rows left to a member, at most 10 000 rows: the rows are
+    divided in round(1 / stop_share) parts that the members take in turn, so that every row fits most of them.
     groups: [rows], rows of one group are on the same side of every division.
     time: [rows], the test rows are the latest and the calibration rows the latest before these; equal times stay together.
     The test rows depend on the seed, groups, time and test_share only.
 
     Raises TableError where that leaves too few rows or groups for a use, and where options contradict each other.
     """
-    _check_options(members, folds, test_share, calibration, calibration_share, stop_share)
+    _check_options(members, folds, fold_members, test_share, calibration, calibration_share, stop_share)
     if groups is not None and time is not None:
         raise TableError("group and time both decide which rows are test rows; name only one of them")
     if time is not None and calibration == "cross":
@@ -94,35 +106,44 @@ def plan_rows(
     small = time is None and len(rest) < CROSS_BELOW
     method: CalibrationMethod = ("cross" if small else "split") if calibration == "auto" else calibration
     kept = np.empty(0, dtype=np.int64)
-    out_of_fold: list[Rows] = []
-    if method == "cross":
-        if members < folds:
-            raise TableError(
-                f"{members} members cannot leave out {folds} folds in turn; cross-fitting needs at least as many members "
-                f"as folds: use --members {folds} or --folds {members}"
-            )
-        held_out = _folds(rest, folds, units=units, random=member_random, use="cross-fitting")
-        out_of_fold = [held_out[j % folds] for j in range(members)]
-        fit, stop = _crossed(rest, out_of_fold, stop_share, units=units, random=member_random)
-    else:
-        if method == "split":
-            count = min(round(calibration_share * rows), MOST_CALIBRATION_ROWS)
-            kept, rest = _draw(
-                rest, count, units=ordered, latest=time is not None, random=calibration_random, use="calibration"
-            )
-        fit, stop = _rotated(rest, members, stop_share, units=units, random=member_random)
-    plan = Plan(method=method, test=test, calibration=kept, fit=fit, stop=stop, out_of_fold=out_of_fold)
+    if method == "split":
+        count = min(round(calibration_share * rows), MOST_CALIBRATION_ROWS)
+        kept, rest = _draw(rest, count, units=ordered, latest=time is not None, random=calibration_random, use="calibration")
+    fit, stop = _rotated(rest, members, stop_share, units=units, random=member_random)
+    parts = _folds(rest, folds, units=units, random=member_random, use="cross-fitting") if method == "cross" else []
+    for fold in parts:
+        others = np.setdiff1d(rest, fold, assume_unique=True)
+        more_fit, more_stop = _rotated(others, fold_members, stop_share, units=units, random=member_random)
+        fit, stop = fit + more_fit, stop + more_stop
+    plan = Plan(
+        method=method,
+        test=test,
+        calibration=kept,
+        fit=fit,
+        stop=stop,
+        members=members,
+        folds=parts,
+        fold_members=fold_members,
+    )
     _check_sizes(plan, crossable=time is None)
     return plan
 
 
 def _check_options(
-    members: int, folds: int, test_share: float, calibration: str, calibration_share: float, stop_share: float
+    members: int,
+    folds: int,
+    fold_members: int,
+    test_share: float,
+    calibration: str,
+    calibration_share: float,
+    stop_share: float,
 ) -> None:
     if calibration not in get_args(Calibration):
         raise TableError(f"there is no calibration {calibration!r}; there are {', '.join(get_args(Calibration))}")
     if members < 1:
         raise TableError(f"members is {members}, but a model has at least one")
+    if fold_members < 1:
+        raise TableError(f"fold_members is {fold_members}, but a fold is predicted by at least one network")
     if folds < 2:
         raise TableError(f"folds is {folds}, but cross-fitting needs at least two")
     if not 0 <= test_share <= 0.5:
@@ -132,25 +153,11 @@ def _check_options(
             raise TableError(f"{name} {share} is not above 0 and at most 0.5")
 
 
-def _crossed(
-    rows: Rows, out_of_fold: list[Rows], stop_share: float, *, units: Rows, random: np.random.Generator
-) -> tuple[list[Rows], list[Rows]]:
-    """Fit and stop rows of members that must not see these folds."""
-    fits, stops = [], []
-    for fold in out_of_fold:
-        others = np.setdiff1d(rows, fold, assume_unique=True)
-        count = min(max(round(stop_share * len(others)), LEAST_STOP_ROWS), MOST_STOP_ROWS)
-        stop, fit = _draw(others, count, units=units, random=random, use="early stopping")
-        fits.append(fit)
-        stops.append(stop)
-    return fits, stops
-
-
 def _rotated(
     rows: Rows, members: int, stop_share: float, *, units: Rows, random: np.random.Generator
 ) -> tuple[list[Rows], list[Rows]]:
     """Fit and stop rows of members that may see all of `rows`: each stops on another part of them."""
-    turns = max(2, min(round(1 / stop_share), len(np.unique(units[rows]))))
+    turns = max(2, min(round(1 / stop_share), len(np.unique(units[rows])) // LEAST_STOP_ROWS))
     fits, stops = [], []
     parts: list[Rows] = []
     for _ in range(members):

@@ -4,7 +4,7 @@ import importlib.metadata
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from models.artifact import cpu_session, session_run, write_atomically, write_model
 from models.conformal import UNCALIBRATED_ROWS
-from models.manifest import Calibration, Manifest, Network, Origin
+from models.manifest import EvaluationSource, Manifest, Network, Origin
 from models.networks import RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
@@ -26,11 +26,11 @@ from training.fit import Epoch, Fitted, fit
 from training.graph import calibrated_graph
 from training.preprocess import feature_statistics, seen_columns
 from training.report import report_page
-from training.splits import Plan, plan_rows
+from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
 
-Moment = Callable[[Values, Sequence[int] | None], Moments]
-"""`moments(x, members)`: location and scale of the mixture of some members, or of all (None)."""
+Moment = Callable[[Values], Moments]
+"""`moments(x)`: location and scale of a mixture of networks, [n, targets] each."""
 
 _LIBRARIES = ("errorbar", "torch", "onnx", "onnxruntime", "numpy", "polars")
 
@@ -74,6 +74,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         table.rows,
         members=options.members,
         folds=options.folds,
+        fold_members=options.fold_members,
         test_share=options.test_share,
         calibration=options.calibration,
         calibration_share=options.calibration_share,
@@ -82,25 +83,29 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         time=table.time,
         seed=options.seed,
     )
-    _check_plan(plan, table, options, progress)
+    _check_plan(plan, options, progress)
     columns, x = seen_columns(table.columns, table.x, np.setdiff1d(np.arange(table.rows), plan.test))
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
-    progress.stage(f"fitting {options.members} members on {table.rows} rows, {len(table.columns)} features, {options.loss}")
+    for_folds = f" and {options.fold_members} networks for each of {len(plan.folds)} folds" if plan.folds else ""
+    progress.stage(
+        f"fitting {options.members} members{for_folds} on {table.rows} rows, {len(table.columns)} features, {options.loss}"
+    )
     fitted = _fit(table, y, plan, options, on_epoch=progress.epoch)
     progress.stage("exporting and calibrating")
-    exported = exported_network(fitted, columns=len(table.columns))
-    network = _network(fitted, options)
-
-    def moments(x: Values, members: Sequence[int] | None = None) -> Moments:
-        return calibrate.member_moments(exported, x, members)
-
+    served = fitted.part(slice(plan.members))
+    exported = exported_network(served, columns=len(table.columns))
+    calibration_rows = _calibration_rows(plan)
+    moments = _unseen_moments(plan, table.x, fitted, lambda x: calibrate.member_moments(exported, x))
+    residuals = _residuals(table.x, y, calibration_rows, moments)
+    family, freedom = calibrate.likeliest_family(residuals, served.network.head.family.name, served.degrees_of_freedom)
+    network = _network(served, options).model_copy(update={"family": family, "degrees_of_freedom": freedom})
     calibration = calibrate.calibrated(
-        _raw_residuals(plan, table.x, y, moments),
+        residuals,
         method=plan.method,
         interval=options.interval,
-        family=network.family,
-        freedom=network.degrees_of_freedom or [None] * len(table.targets),
+        family=family,
+        freedom=freedom or [None] * len(table.targets),
         columns=table.columns,
         group_column=options.calibrate_by,
         dependence="time" if options.time else "group" if options.group else None,
@@ -112,7 +117,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         columns=table.columns,
         targets=table.targets,
         calibration=calibration,
-        float64=needs_float64(fitted, table.targets),
+        float64=needs_float64(served, table.targets),
     ).SerializeToString()
     run = session_run(cpu_session(graph))
     draft = Manifest(
@@ -125,19 +130,25 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         origin=_origin(table, plan, command, seconds=0.0),
         golden=calibrate.golden(run, table.columns, calibration),
     )
+    measured = plan.test if len(plan.test) else calibration_rows
     predictions, evaluated = None, None
-    if len(plan.test):
-        predictions = evaluate.predicted(run, table.x[plan.test], table.y[plan.test], draft)
+    if len(measured):
         baselines = {}
         if options.baselines:
             progress.stage("fitting the homoscedastic baseline, to compare with")
-            baselines = _baselines(table, y, plan, options, calibration)
-        evaluated = evaluate.evaluation(predictions, targets=table.targets, network=network, baselines=baselines)
+            baselines = _baselines(table, y, plan, options, draft)
+        predictions = (
+            evaluate.predicted(run, table.x[measured], table.y[measured], draft)
+            if len(plan.test)
+            else _cross_predicted(table, calibration_rows, moments, draft, options)
+        )
+        source: EvaluationSource = "test" if len(plan.test) else "out_of_fold" if plan.folds else "calibration"
+        evaluated = evaluate.evaluation(predictions, targets=table.targets, network=network, baselines=baselines, source=source)
     manifest = draft.model_copy(
         update={"evaluation": evaluated, "origin": _origin(table, plan, command, seconds=time.perf_counter() - start)}
     )
     progress.stage("writing the model and its report")
-    report = report_page(manifest, predictions=predictions, x=table.x[plan.test], run=run, history=fitted.history)
+    report = report_page(manifest, predictions=predictions, x=table.x[measured], run=run, history=fitted.history)
     write_model(graph, manifest, output)
     write_atomically(report, output.with_suffix(".html"))
     return manifest
@@ -161,12 +172,13 @@ def _check_output(output: Path, table: Path) -> None:
         raise OptionError(f"--output {output}: cannot be written there ({error.strerror})") from error
 
 
-def _check_plan(plan: Plan, table: Table, options: FitOptions, progress: Progress) -> None:
+def _check_plan(plan: Plan, options: FitOptions, progress: Progress) -> None:
     """Refuse a default coverage that the calibration rows cannot support; tell of options that this plan does not use."""
-    rows = {"split": len(plan.calibration), "cross": table.rows - len(plan.test), "none": UNCALIBRATED_ROWS}[plan.method]
+    rows = len(_calibration_rows(plan)) or UNCALIBRATED_ROWS
     calibrate.require_coverage(options.coverage, rows=rows, interval=options.interval)
-    unused = {"split": "folds", "cross": "calibration_share"}.get(plan.method, "")
-    if unused in options.model_fields_set:
+    for unused in {"split": {"folds", "fold_members"}, "cross": {"calibration_share"}, "none": set()}[
+        plan.method
+    ] & options.model_fields_set:
         progress.stage(
             f"note: --{unused.replace('_', '-')} has no effect: {plan.method} calibration was chosen for {rows} rows"
         )
@@ -204,47 +216,79 @@ def _fit(
     )
 
 
-def _raw_residuals(plan: Plan, x: Values, y: Values, moments: Moment) -> Residuals | None:
-    """The residuals that `plan` calibrates with, in units of the uncorrected scale; None where it does not calibrate."""
-    match plan.method:
-        case "none":
-            return None
-        case "split":
-            rows, (location, scale) = plan.calibration, moments(x[plan.calibration], None)
-        case "cross":
-            rows, (location, scale) = calibrate.out_of_fold_moments(moments, x, plan.out_of_fold)
-    return Residuals(values=(y[rows] - location) / scale, x=x[rows])
+def _calibration_rows(plan: Plan) -> Rows:
+    """The rows that calibrate, in the order of `_unseen_moments`."""
+    return np.concatenate(plan.folds) if plan.folds else plan.calibration
 
 
-def _baselines(table: Table, y: Values, plan: Plan, options: FitOptions, calibration: Calibration) -> dict[str, Predictions]:
-    """What the model has to beat, calibrated on the same rows and predicting the same test rows."""
-    rows = np.unique(np.concatenate(plan.fit))
-    weights = None if table.weights is None else table.weights[rows]
-    centre = np.average(y[rows], axis=0, weights=weights)
-    scale = np.sqrt(np.average((y[rows] - centre) ** 2, axis=0, weights=weights))
+def _unseen_moments(plan: Plan, x: Values, fitted: Fitted, served: Moment) -> Moments:
+    """Location and scale at the calibration rows, each from networks that did not see the row."""
+    if not plan.folds:
+        return served(x[plan.calibration])
+    parts = [_moments(fitted.part(plan.fold_networks(k)), x[fold]) for k, fold in enumerate(plan.folds)]
+    return _joined(parts)
 
-    def constant(x: Values, members: Sequence[int] | None) -> Moments:  # noqa: ARG001 - all members agree
+
+def _joined(parts: list[Moments]) -> Moments:
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _moments(fitted: Fitted, x: Values) -> Moments:
+    """Location and scale of the mixture of networks that are not exported."""
+    raw_units = RawUnitsNetwork(fitted.network, centre=fitted.centre, scale=fitted.scale)
+    with torch.no_grad():
+        parts = [raw_units(part) for part in torch.split(torch.from_numpy(x), 8192)]
+    location, scale = (torch.cat([part[i] for part in parts], dim=1).numpy() for i in (0, 1))
+    return calibrate.mixture(location, scale)
+
+
+def _residuals(x: Values, y: Values, rows: Rows, moments: Moments) -> Residuals | None:
+    """The residuals that calibrate, in units of the uncorrected scale; None where nothing is calibrated."""
+    return Residuals(values=(y[rows] - moments[0]) / moments[1], x=x[rows]) if len(rows) else None
+
+
+def _cross_predicted(table: Table, rows: Rows, moments: Moments, manifest: Manifest, options: FitOptions) -> Predictions:
+    """The predictions at the calibration rows, whose moments are given, with intervals from other rows than their own."""
+    groups = None if table.groups is None else table.groups[rows]
+    return evaluate.cross_predicted(moments, table.x[rows], table.y[rows], manifest, groups=groups, seed=options.seed)
+
+
+def _baselines(table: Table, y: Values, plan: Plan, options: FitOptions, model: Manifest) -> dict[str, Predictions]:
+    """What the model has to beat, calibrated on the same rows and predicting the same ones."""
+    seen = np.unique(np.concatenate(plan.fit[: plan.members]))
+    rows, manifest = _calibration_rows(plan), evaluate.baseline_manifest(model)
+    tested = table.x[plan.test]
+
+    def constant(x: Values, fit_rows: Rows) -> Moments:
+        weights = None if table.weights is None else table.weights[fit_rows]
+        centre = np.average(y[fit_rows], axis=0, weights=weights)
+        scale = np.sqrt(np.average((y[fit_rows] - centre) ** 2, axis=0, weights=weights))
         return np.tile(centre, (len(x), 1)), np.tile(scale, (len(x), 1))
 
-    homoscedastic = _fit(table, y, plan, options.model_copy(update={"loss": "homoscedastic"}))
+    parts = [constant(table.x[fold], np.setdiff1d(seen, fold)) for fold in plan.folds] or [
+        constant(table.x[plan.calibration], seen)
+    ]
+    # Where no test rows ask the whole ensemble, only the networks that leave a fold out are needed.
+    needed = plan if len(plan.test) or not plan.folds else plan.without_members()
+    homoscedastic = _fit(table, y, needed, options.model_copy(update={"loss": "homoscedastic"}))
 
-    def network(x: Values, members: Sequence[int] | None) -> Moments:
-        raw_units = RawUnitsNetwork(homoscedastic.network, centre=homoscedastic.centre, scale=homoscedastic.scale)
-        with torch.no_grad():
-            parts = [raw_units(part) for part in torch.split(torch.from_numpy(x), 8192)]
-        location, scale = (torch.cat([part[i] for part in parts], dim=1).numpy() for i in (0, 1))
-        chosen = slice(None) if members is None else list(members)
-        return calibrate.mixture(location[chosen], scale[chosen])
+    def served(x: Values) -> Moments:
+        return _moments(homoscedastic.part(slice(needed.members)), x)
 
+    found: dict[str, tuple[Moments, Moments | None]] = {
+        "constant": (_joined(parts), constant(tested, seen) if len(plan.test) else None),
+        "homoscedastic": (
+            _unseen_moments(needed, table.x, homoscedastic, served),
+            served(tested) if len(plan.test) else None,
+        ),
+    }
     return {
-        name: evaluate.baseline_predictions(
-            moments(table.x[plan.test], None),
-            table.y[plan.test],
-            _raw_residuals(plan, table.x, y, moments),
-            targets=table.targets,
-            interval=calibration.interval,
+        name: _cross_predicted(table, rows, unseen, manifest, options)
+        if at_test is None
+        else evaluate.calibrated_predictions(
+            at_test, tested, table.y[plan.test], manifest, residuals=_residuals(table.x, y, rows, unseen)
         )
-        for name, moments in (("constant", constant), ("homoscedastic", network))
+        for name, (unseen, at_test) in found.items()
     }
 
 
@@ -263,11 +307,10 @@ def _network(fitted: Fitted, options: FitOptions) -> Network:
 
 
 def _origin(table: Table, plan: Plan, command: str, *, seconds: float) -> Origin:
-    out_of_fold = np.unique(np.concatenate(plan.out_of_fold or [np.empty(0, dtype=np.int64)]))
     by_use = {
         "fit": max(len(rows) for rows in plan.fit),
         "early stopping": max(len(rows) for rows in plan.stop),
-        "calibration": len(plan.calibration) + len(out_of_fold),
+        "calibration": len(_calibration_rows(plan)),
         "test": len(plan.test),
     }
     return Origin(

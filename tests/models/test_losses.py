@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
+from models.distributions import Gaussian
 from models.heads import FAMILIES, SMALLEST_DEGREES_OF_FREEDOM, Head, Prediction
-from models.losses import LOSSES, beta_nll, faithful, loss, moment_matching, mse, nll
+from models.losses import LOSSES, beta_nll, faithful, loss, moment_matching, mse, nll, normal_crps
 
 GAUSSIAN = FAMILIES["gaussian"]
 SHAPE = (2, 40, 3)  # members, rows, targets
@@ -232,3 +233,9 @@ def test_beta_reaches_beta_nll(y, prediction):
     torch.testing.assert_close(chosen.elementwise(y, prediction, GAUSSIAN), beta_nll(1.0)(y, prediction, GAUSSIAN))
     with pytest.raises(ValueError, match="beta 2"):
         loss("beta_nll", beta=2)
+
+
+def test_the_normal_crps_is_that_of_the_distribution(y, prediction):
+    mean, std = prediction.mean.detach(), prediction.std.detach()
+    expected = Gaussian(mean.numpy(), std.numpy()).crps(y.numpy())
+    np.testing.assert_allclose(normal_crps(y, Prediction(mean, std)).numpy(), expected, rtol=1e-9, atol=1e-12)

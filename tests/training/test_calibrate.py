@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, session_run, write_model
+from models.distributions import MOST_DEGREES_OF_FREEDOM
 from models.manifest import Column, Manifest, Target
 from tests.model_files import formula_network, write_formula_model
 from training.calibrate import (
@@ -16,9 +17,9 @@ from training.calibrate import (
     calibrated,
     golden,
     group_feature,
+    likeliest_family,
     member_moments,
     mixture,
-    out_of_fold_moments,
     recalibrate,
     require_new_table,
     small_groups,
@@ -78,26 +79,6 @@ def test_member_moments_are_those_of_the_members_asked_for(rows):
     assert location.shape == scale.shape == (rows, 2)
     np.testing.assert_allclose(location, total, atol=1e-12)
     np.testing.assert_allclose(scale, np.hypot(own, 0.5))
-    for member, shift in ((0, -0.5), (1, 0.5)):
-        location, scale = member_moments(network, x, [member])
-        np.testing.assert_allclose(location, total + shift, atol=1e-12)
-        np.testing.assert_allclose(scale, own)
-
-
-def test_every_row_is_asked_of_the_members_that_did_not_see_it_and_of_no_other():
-    folds = [np.array([0, 3, 5]), np.array([1, 4]), np.array([2, 7])]
-    out_of_fold = [folds[member % 3] for member in range(8)]
-    asked = []
-
-    def predict(x, members):
-        asked.append((x[:, 0].tolist(), list(members)))
-        return x + 100, x + 200
-
-    rows, (location, scale) = out_of_fold_moments(predict, np.arange(8.0)[:, None], out_of_fold)
-    assert asked == [([0, 3, 5], [0, 3, 6]), ([1, 4], [1, 4, 7]), ([2, 7], [2, 5])]
-    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5, 7]  # row 6 is in no fold
-    assert np.array_equal(location[:, 0], rows + 100)
-    assert np.array_equal(scale[:, 0], rows + 200)
 
 
 def test_targets_are_transformed_each_its_own_way():
@@ -417,3 +398,22 @@ def test_the_table_that_a_model_was_fitted_to_is_refused(tmp_path):
     fitted = manifest.model_copy(update={"origin": manifest.origin.model_copy(update={"data_sha256": digest})})
     with pytest.raises(OptionError, match=r"table\.csv is the table that the model was fitted to"):
         require_new_table(table, fitted)
+
+
+def test_the_family_is_chosen_by_the_calibration_residuals():
+    rng = np.random.default_rng(0)
+    normal, heavy = rng.normal(size=1000), rng.standard_t(4, size=1000)
+
+    def chosen(*columns, family="gaussian", freedom=None):
+        values = np.stack(columns, axis=1)
+        return likeliest_family(Residuals(values=values, x=np.zeros((1000, 1))), family, freedom)
+
+    assert chosen(normal) == ("gaussian", None)
+    assert chosen(normal, family="student_t", freedom=[5.0]) == ("gaussian", None)
+    assert chosen(heavy, family="laplace") == ("laplace", None)
+    family, freedom = chosen(heavy, normal)
+    assert family == "student_t"
+    assert freedom[0] == pytest.approx(4, rel=0.3)
+    assert freedom[1] == MOST_DEGREES_OF_FREEDOM
+    assert likeliest_family(None, "student_t", [5.0]) == ("student_t", [5.0])
+    assert chosen(np.zeros(1000)) == ("gaussian", None)  # nothing to tell them apart by: `calibrated` refuses these

@@ -11,6 +11,7 @@ def planned(rows: int, **changes) -> Plan:
     options = {
         "members": 5,
         "folds": 5,
+        "fold_members": 2,
         "test_share": 0.1,
         "calibration": "auto",
         "calibration_share": 0.2,
@@ -21,15 +22,16 @@ def planned(rows: int, **changes) -> Plan:
 
 
 def uses_of(plan: Plan) -> list[list[np.ndarray]]:
-    """For each member, every row set of the plan that must not share a row or group with another."""
-    held_out = plan.out_of_fold or [plan.calibration] * len(plan.fit)
+    """For each network, every row set of the plan that must not share a row or group with another."""
+    held_out = [plan.calibration] * plan.members + [fold for fold in plan.folds for _ in range(plan.fold_members)]
     return [list(sets) for sets in zip([plan.test] * len(plan.fit), held_out, plan.fit, plan.stop, strict=True)]
 
 
 plans = st.fixed_dictionaries(
     {
-        "members": st.integers(5, 9),
+        "members": st.integers(1, 9),
         "folds": st.integers(2, 5),
+        "fold_members": st.integers(1, 3),
         "test_share": st.sampled_from([0.0, 0.1, 0.3]),
         "calibration": st.sampled_from(["auto", "split", "cross", "none"]),
         "stop_share": st.sampled_from([0.1, 0.3, 0.5]),
@@ -40,7 +42,7 @@ plans = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(100, 400), options=plans)
-def test_for_every_member_each_row_has_exactly_one_use(rows, options):
+def test_for_every_network_each_row_has_exactly_one_use(rows, options):
     plan = planned(rows, **options)
     for sets in uses_of(plan):
         assert np.array_equal(np.sort(np.concatenate(sets)), np.arange(rows))
@@ -114,12 +116,18 @@ def test_more_members_than_turns_do_not_share_their_stop_rows():
     assert len({tuple(stop) for stop in stops}) == 6
 
 
-def test_cross_members_of_one_fold_leave_the_same_rows_out_and_stop_on_others():
-    plan = planned(300, calibration="cross", members=10, folds=5)
-    assert np.array_equal(plan.out_of_fold[0], plan.out_of_fold[5])
-    assert not np.array_equal(plan.stop[0], plan.stop[5])
-    assert np.array_equal(np.sort(np.concatenate([*plan.out_of_fold[:5], plan.test])), np.arange(300))
+def test_the_networks_of_a_fold_leave_it_out_and_the_served_members_see_every_row():
+    plan = planned(300, calibration="cross", members=10, folds=5, fold_members=3)
+    rest = np.setdiff1d(np.arange(300), plan.test)
+    assert np.array_equal(np.sort(np.concatenate(plan.folds)), rest)
     assert len(plan.calibration) == 0
+    assert len(plan.fit) == 10 + 5 * 3
+    for k, fold in enumerate(plan.folds):
+        fits, stops = plan.fit[plan.fold_networks(k)], plan.stop[plan.fold_networks(k)]
+        assert len(fits) == 3
+        assert len({tuple(stop) for stop in stops}) == 3
+        assert all(np.array_equal(np.union1d(f, s), np.setdiff1d(rest, fold)) for f, s in zip(fits, stops, strict=True))
+    assert np.array_equal(np.unique(np.concatenate(plan.fit[:10])), rest)
 
 
 def test_the_smallest_table_can_be_cross_fitted():
@@ -131,7 +139,6 @@ def test_the_smallest_table_can_be_cross_fitted():
 @pytest.mark.parametrize(
     ("rows", "changes", "sentence"),
     [
-        (100, {"calibration": "cross", "members": 4}, "4 members cannot leave out 5 folds in turn"),
         (100, {"calibration": "cross", "time": np.arange(100.0)}, "older than those they were fitted to"),
         (100, {"time": np.arange(100.0), "groups": np.arange(100)}, "name only one of them"),
         (100, {"groups": np.zeros(100, dtype=int)}, "1 different .* left for test, which has to divide them 2 ways"),
@@ -139,13 +146,13 @@ def test_the_smallest_table_can_be_cross_fitted():
         (100, {"time": np.zeros(100)}, "1 different .* left for test"),
         (40, {"calibration": "split"}, "8 rows are left for calibration, which needs at least 9; .* or --calibration cross"),
         (20, {"calibration": "none", "stop_share": 0.5}, "9 rows are left for fitting, which needs at least 10"),
-        (20, {"calibration": "none", "stop_share": 0.05}, "1 rows are left for early stopping"),
         (100, {"test_share": 0.6}, "test_share 0.6 is not between 0 and 0.5"),
         (100, {"stop_share": 0.0}, "stop_share 0.0 is not above 0"),
         (100, {"calibration_share": 0.7}, "calibration_share 0.7"),
         (100, {"calibration": "jackknife"}, "no calibration 'jackknife'; there are auto, split, cross, none"),
         (100, {"members": 0}, "members is 0"),
         (100, {"folds": 1}, "folds is 1"),
+        (100, {"fold_members": 0}, "fold_members is 0"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_refused_with_the_reason(rows, changes, sentence):
