@@ -1,0 +1,19 @@
+"""The page of results: a section a part, each with what it was measured on; a part that runs anew replaces its section."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+TITLE = "# Training speed"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def merged(page: str, sections: Mapping[str, str], *, order: Sequence[str]) -> str:
+    """`page` with `sections` (title -> text) in place of its own of these titles; titles stand as in `order`."""
+    parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
+    kept = {title: text.strip() for title, text in zip(parts[::2], parts[1::2], strict=True)} | dict(sections)
+    return "\n\n".join([TITLE, *(f"## {title}\n{kept[title]}" for title in order if title in kept)]) + "\n"
