@@ -196,7 +196,7 @@ def guarantee(method: CalibrationMethod, *, interval: IntervalKind, rows: int, d
             )
         case "cross":
             return (
-                f"Calibrated by cross-fitting on {rows} rows: each residual comes from members that did not see its row. "
+                f"Calibrated by cross-fitting on {rows} rows: each residual comes from networks that did not see its row. "
                 "For an interval of coverage c around the mean of all members no finite-sample guarantee is proven; CV+, "
                 "the nearest method that has one, holds the target with a probability of at least about 1 - 2 (1 - c), "
                 f"and in practice close to c. {finite}"

@@ -314,16 +314,16 @@ class _Trainer:
 
 
 def automatic_batch_rows(rows: int) -> int:
-    """Rows a batch, growing with the table (the steps of TabM's default, Gorishniy et al. 2024)."""
-    for limit, batch in ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256), (108_000, 512)):
+    """Rows a batch, growing with the table (the steps of TabM's default, Gorishniy et al. 2024, from 64)."""
+    for limit, batch in ((500, 32), (4_500, 64), (6_400, 128), (32_000, 256), (108_000, 512)):
         if rows < limit:
             return batch
     return 1024
 
 
 def automatic_epochs(batches: int) -> int:
-    """Epochs for about 6 000 updates on a small table; never under 12, so that a large one is seen often enough."""
-    return min(400, max(12, round(6_000 / batches)))
+    """Epochs for about 3 000 updates on a small table; never under 12, so that a large one is seen often enough."""
+    return min(400, max(12, round(3_000 / batches)))
 
 
 def _features(network: StackedNetwork, x: NDArray[np.float64], device: torch.device) -> Tensor:

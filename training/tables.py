@@ -110,8 +110,8 @@ def read_table(
     if repeated:
         way_out = "drop them" + ("" if time else ", or name a column that marks the copies with --group")
         notes.append(
-            f"{repeated} rows repeat another row; copies in the test rows make the scores look better, and intervals "
-            f"calibrated with copies on both sides are too narrow for new rows: {way_out}"
+            f"{repeated} rows repeat another row; copies on both sides of a division make the scores look better, and "
+            f"intervals too narrow for new rows: {way_out}"
         )
     columns, x = [], np.empty((len(rows), len(features)))
     for j, name in enumerate(features):

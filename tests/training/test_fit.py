@@ -381,7 +381,7 @@ def test_evaluation_holds_one_part_of_the_rows_at_a_time(monkeypatch):
 
 
 def test_batches_grow_with_the_table_and_epochs_shrink():
-    assert [automatic_batch_rows(rows) for rows in (10, 2799, 2800, 5000, 30_000, 100_000, 10**6)] == [
+    assert [automatic_batch_rows(rows) for rows in (10, 499, 500, 5000, 30_000, 100_000, 10**6)] == [
         *(32, 32, 64, 128, 256, 512, 1024),
     ]
-    assert [automatic_epochs(batches) for batches in (1, 10, 30, 1000)] == [400, 400, 200, 12]
+    assert [automatic_epochs(batches) for batches in (1, 10, 30, 1000)] == [400, 300, 100, 12]
