@@ -18,11 +18,15 @@ from models.conformal import residual_nodes
 from models.manifest import Calibration, Column, Target
 
 OPSET = 18
+IR_VERSION = 8
+"""As old as the operators allow, so that older runtimes load the file."""
 MEMBER_OUTPUTS = ("member_location", "member_scale")
 NETWORK_PREFIX = "network."
 RANK_GUARD = 1e-9
 """Absorbs how a decimal coverage is represented: (n + 1) c is 28.000000000000004 for c = 0.28 and n = 99. Float noise of the
 product stays under 1e-11 for 100 000 rows, and a four-decimal coverage leaves at least 1e-4 to the next rank."""
+LEAST_COVERAGE = RANK_GUARD
+"""What a smaller coverage counts as: even one row gives it the first rank, and a billion rows no other."""
 
 
 def calibrated_graph(
@@ -46,8 +50,8 @@ def calibrated_graph(
             *_mixture(),
             *(_plain_moments() if plain else _transformed_moments()),
             *_ranks(calibration.interval),
-            *_row_factors(group_feature),
-            *_interval(plain=plain),
+            *_row_factors(group_feature, interval=calibration.interval),
+            *_interval(calibration.interval, plain=plain),
             *(f"{name} = Cast<to={TensorProto.DOUBLE if float64 else TensorProto.FLOAT}>({name}_64)" for name in OUTPUTS),
         ]
     )
@@ -72,7 +76,7 @@ def calibrated_graph(
     del graph.input[:]
     graph.input.extend([inputs_by_name["x"], inputs_by_name["coverage"]])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="errorbar")
-    model.ir_version = 8  # as old as the operators allow, so that older runtimes load it
+    model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
     return model
 
@@ -114,16 +118,15 @@ def _mixture() -> list[str]:
         "location_64 = ReduceMean<keepdims=0>(member_location, first_axis)",
         "deviation = Sub(member_location, location_64)",
         "squared_deviation = Mul(deviation, deviation)",
-        "squared_epistemic = ReduceMean<keepdims=0>(squared_deviation, first_axis)",
+        "network_epistemic = ReduceMean<keepdims=0>(squared_deviation, first_axis)",
+        "squared_epistemic = Mul(network_epistemic, squared_factor)",
+        "epistemic_scale = Sqrt(squared_epistemic)",
         "squared_scale = Mul(member_scale, member_scale)",
-        "squared_aleatoric = ReduceMean<keepdims=0>(squared_scale, first_axis)",
+        "network_aleatoric = ReduceMean<keepdims=0>(squared_scale, first_axis)",
+        "squared_aleatoric = Mul(network_aleatoric, squared_factor)",
+        "aleatoric_scale = Sqrt(squared_aleatoric)",
         "squared_total = Add(squared_epistemic, squared_aleatoric)",
-        "network_scale = Sqrt(squared_total)",
-        "scale_64 = Mul(network_scale, scale_factor)",
-        "network_epistemic = Sqrt(squared_epistemic)",
-        "epistemic_scale = Mul(network_epistemic, scale_factor)",
-        "network_aleatoric = Sqrt(squared_aleatoric)",
-        "aleatoric_scale = Mul(network_aleatoric, scale_factor)",
+        "scale_64 = Sqrt(squared_total)",
         "location_column = Unsqueeze(location_64, last_axis)",
         "scale_column = Unsqueeze(scale_64, last_axis)",
     ]
@@ -176,22 +179,24 @@ def _inverse(value: str, result: str) -> list[str]:
 
 def _ranks(interval: str) -> list[str]:
     """Factors [groups, targets, k]: the score at the exact conformal rank, infinite where the rank passes the rows."""
+    bounded = "bounded_coverage = Clip(coverage, least_coverage, one)"  # so that every rank is one of the scores' rows
     if interval == "symmetric":
         return [
-            "product = Mul(rows_plus_one, coverage)",
+            bounded,
+            "product = Mul(rows_plus_one, bounded_coverage)",
             "product_less = Sub(product, rank_guard)",
             "rank = Ceil(product_less)",
             *_gathered("rank", "group_upper"),
-            "group_lower = Neg(group_upper)",
         ]
     return [
-        "lower_share = Sub(one, coverage)",
+        bounded,
+        "lower_share = Sub(one, bounded_coverage)",
         "lower_product = Mul(rows_plus_one, lower_share)",
         "lower_half = Mul(lower_product, half)",
         "lower_more = Add(lower_half, rank_guard)",
         "lower_rank = Floor(lower_more)",
         *_gathered("lower_rank", "group_lower"),
-        "upper_share = Add(one, coverage)",
+        "upper_share = Add(one, bounded_coverage)",
         "upper_product = Mul(rows_plus_one, upper_share)",
         "upper_half = Mul(upper_product, half)",
         "upper_less = Sub(upper_half, rank_guard)",
@@ -203,18 +208,18 @@ def _ranks(interval: str) -> list[str]:
 def _gathered(rank: str, factor: str) -> list[str]:
     """Scores at [groups, k] ranks: [groups, targets, k]. No Shape operator: it would pin part of the graph to the CPU."""
     return [
-        f"{rank}_from_first = Max({rank}, first_rank)",
-        f"{rank}_bounded = Min({rank}_from_first, rows_plus_one)",
-        f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank}_bounded)",
+        f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank})",
         f"{rank}_index = Add({rank}_integer, group_offset)",
         f"{rank}_scores = Gather<axis=0>(scores, {rank}_index)",
         f"{factor} = Transpose<perm=[0, 2, 1]>({rank}_scores)",
     ]
 
 
-def _row_factors(group_feature: int | None) -> list[str]:
+def _row_factors(group_feature: int | None, *, interval: str) -> list[str]:
+    """Factors of each row; a symmetric interval has those of its upper side alone."""
+    sides = ["upper"] if interval == "symmetric" else ["lower", "upper"]
     if group_feature is None:
-        return ["lower_factor = Identity(group_lower)", "upper_factor = Identity(group_upper)"]
+        return [f"{side}_factor = Identity(group_{side})" for side in sides]
     return [
         "group_value = Gather<axis=1>(x, group_feature)",
         "group_matches = Equal(group_value, group_codes)",
@@ -222,18 +227,18 @@ def _row_factors(group_feature: int | None) -> list[str]:
         "group_number = MatMul(group_match_shares, group_numbers)",  # 0 where no value matches
         f"group_column = Cast<to={TensorProto.INT64}>(group_number)",
         "group = Squeeze(group_column, last_axis)",
-        "lower_factor = Gather<axis=0>(group_lower, group)",
-        "upper_factor = Gather<axis=0>(group_upper, group)",
+        *(f"{side}_factor = Gather<axis=0>(group_{side}, group)" for side in sides),
     ]
 
 
-def _interval(*, plain: bool) -> list[str]:
-    lines = []
-    for side in ("lower", "upper"):
-        result = f"{side}_64" if plain else f"{side}_transformed"
-        lines += [f"{side}_reach = Mul(scale_column, {side}_factor)", f"{result} = Add(location_column, {side}_reach)"]
-        lines += [] if plain else _inverse(result, f"{side}_64")
-    return lines
+def _interval(interval: str, *, plain: bool) -> list[str]:
+    ends = [f"{side}_64" if plain else f"{side}_transformed" for side in ("lower", "upper")]
+    lines = ["upper_reach = Mul(scale_column, upper_factor)", f"{ends[1]} = Add(location_column, upper_reach)"]
+    if interval == "symmetric":
+        lines += [f"{ends[0]} = Sub(location_column, upper_reach)"]
+    else:
+        lines += ["lower_reach = Mul(scale_column, lower_factor)", f"{ends[0]} = Add(location_column, lower_reach)"]
+    return lines if plain else [*lines, *_inverse(ends[0], "lower_64"), *_inverse(ends[1], "upper_64")]
 
 
 def _constants(targets: list[Target], calibration: Calibration, group_feature: int | None) -> dict[str, NDArray[np.generic]]:
@@ -243,15 +248,16 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
     constants: dict[str, NDArray[np.generic]] = {
         "first_axis": np.array([0], dtype=int64),
         "last_axis": np.array([-1], dtype=int64),
-        "first_rank": np.array(1.0 if calibration.interval == "symmetric" else 0.0),  # the guard swallows a tiny coverage
+        "least_coverage": np.array(LEAST_COVERAGE),
+        "one": np.array(1.0),
         "rank_guard": np.array(RANK_GUARD),
-        "scale_factor": np.array(calibration.scale_factor, dtype=float64),
+        "squared_factor": np.square(np.array(calibration.scale_factor, dtype=float64)),
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
         "scores": table.transpose(0, 2, 1).reshape(-1, len(targets)),
         "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
     }
     if calibration.interval == "equal_tailed":
-        constants |= {"one": np.array(1.0), "half": np.array(0.5)}
+        constants["half"] = np.array(0.5)
     if group_feature is not None:
         codes = [group.code for group in calibration.groups[1:]]
         constants |= {

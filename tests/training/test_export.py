@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from models.artifact import cpu_session, session_run
+from models.heads import FAMILIES
 from models.manifest import Calibration, Column, ResidualGroup, Target
-from models.networks import RawUnitsNetwork
+from models.networks import FeatureStatistics, RawUnitsNetwork, StackedNetwork
 from training.config import NetworkOptions
 from training.export import exported_network, needs_float64
-from training.fit import fit
+from training.fit import Fitted, fit
 from training.graph import MEMBER_OUTPUTS, NETWORK_PREFIX, OPSET, calibrated_graph
 from training.preprocess import feature_statistics
 
@@ -86,6 +87,56 @@ def test_onnx_runtime_answers_what_torch_does_for_all_kinds_of_columns(near, num
     (location, scale), (expected_location, expected_scale) = onnx_members(network, x), torch_members(result, x)
     assert location.shape == scale.shape == (3, number, 2)
     assert location.dtype == scale.dtype == np.float64
+    assert np.all(np.abs(location - expected_location) <= 1e-5 * expected_scale)
+    assert np.all(np.abs(scale - expected_scale) <= 1e-5 * expected_scale)
+
+
+def untrained(*, features=3, outputs=2, missing=False, **options):
+    """A network of random weights on scaled columns 0 ... features - 1; `missing` gives the last an indicator."""
+    statistics = FeatureStatistics(
+        scaled=list(range(features)),
+        centre=[1.0] * features,
+        scale=[2.0] * features,
+        embedded=list(range(features)),
+        indicated=[features - 1] if missing else [],
+        one_hot=[],
+        one_hot_code=[],
+        cyclic=[],
+        cycle_seconds=[],
+    )
+    torch.manual_seed(0)
+    network = StackedNetwork(
+        statistics=statistics,
+        members=2,
+        targets=2,
+        family=FAMILIES["gaussian"],
+        **{"width": 8, "depth": 2, "frequencies": 3, "embedding_outputs": outputs} | options,
+    )
+    return Fitted(network=network.eval(), centre=[5.0, -1.0], scale=[2.0, 0.1], degrees_of_freedom=None, history=[])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"features": features, "outputs": outputs} for features in (1, 2, 3, 5) for outputs in (1, 8, 20)),
+        {"features": 3, "outputs": 8, "missing": True},
+        {"frequencies": 0},
+        {"frequencies": 0, "missing": True},
+        {"activation": "relu"},
+        {"activation": "tanh"},
+        {"depth": 1},
+        {"heteroscedastic": False},
+        {"maximum_std": 1.05},  # where half of the rows are at the cap
+    ],
+    ids=str,
+)
+def test_networks_of_all_shapes_are_exported_as_they_are(options):
+    result = untrained(**options)
+    columns = len(result.network.features.statistics.scaled)
+    network = exported_network(result, columns=columns)
+    x = np.random.default_rng(0).normal(1, 4, size=(50, columns))
+    x[0], x[1], x[2], x[3, 0] = np.inf, -np.inf, 1e300, np.nan
+    (location, scale), (expected_location, expected_scale) = onnx_members(network, x), torch_members(result, x)
     assert np.all(np.abs(location - expected_location) <= 1e-5 * expected_scale)
     assert np.all(np.abs(scale - expected_scale) <= 1e-5 * expected_scale)
 

@@ -424,3 +424,11 @@ def test_the_tiniest_coverage_has_the_first_rank():
     residuals = draws(99)
     answer = answers(model(residuals), x=X[:1], coverage=[1e-300, 0.0001])
     assert answer["upper"][0, 0, 0] == answer["upper"][0, 0, 1] > 0
+
+
+@intervals
+def test_coverages_out_of_range_count_as_the_nearest_within(interval):
+    answer = answers(model(draws(99), interval=interval), x=X[:1], coverage=[-1.0, 0.0, 1e-9, 1.0, 2.0])
+    for side in ("lower", "upper"):
+        assert (answer[side][0, 0, :2] == answer[side][0, 0, 2]).all(), side
+        assert np.isinf(answer[side][0, 0, 3:]).all(), side
