@@ -6,7 +6,7 @@ All members live in one network: every weight has a leading axis of members, and
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,20 @@ class FeatureStatistics:
     """One entry a cycle: its datetime column ..."""
     cycle_seconds: list[float]
     """... and its period; it becomes a sine and a cosine, both 0 where missing."""
+    component_weight: list[list[float]] = field(default_factory=list)
+    """One entry a principal component of the scaled columns: its weights, [components, scaled], to unit variance ..."""
+    component_centre: list[float] = field(default_factory=list)
+    """... and its mean. Components are smoothly clipped again. What columns that move together differ by is no longer small."""
 
     @property
     def width(self) -> int:
         """The number of features."""
-        return len(self.scaled) + len(self.indicated) + len(self.one_hot) + 2 * len(self.cyclic)
+        return len(self.scaled) + len(self.component_centre) + len(self.indicated) + len(self.one_hot) + 2 * len(self.cyclic)
+
+
+def smoothly_clipped(values: Tensor) -> Tensor:
+    """`values` squeezed into (-SMOOTH_CLIP, SMOOTH_CLIP); small ones stay as they are."""
+    return values / (1 + (values / SMOOTH_CLIP).square()).sqrt()
 
 
 class Features(nn.Module):
@@ -53,6 +62,8 @@ class Features(nn.Module):
     scaled: Tensor
     centre: Tensor
     scale: Tensor
+    component_weight: Tensor
+    component_centre: Tensor
     indicated: Tensor
     one_hot: Tensor
     one_hot_code: Tensor
@@ -62,13 +73,15 @@ class Features(nn.Module):
     def __init__(self, statistics: FeatureStatistics) -> None:
         super().__init__()
 
-        def constant(name: str, values: list[int] | list[float], dtype: torch.dtype) -> None:
+        def constant(name: str, values: list[int] | list[float] | list[list[float]], dtype: torch.dtype) -> None:
             self.register_buffer(name, torch.tensor(values, dtype=dtype))
 
         self.statistics = statistics
         constant("scaled", statistics.scaled, torch.int64)
         constant("centre", statistics.centre, torch.float64)
         constant("scale", statistics.scale, torch.float64)
+        constant("component_weight", statistics.component_weight, torch.float64)
+        constant("component_centre", statistics.component_centre, torch.float64)
         constant("indicated", statistics.indicated, torch.int64)
         constant("one_hot", statistics.one_hot, torch.int64)
         constant("one_hot_code", statistics.one_hot_code, torch.float64)
@@ -76,14 +89,15 @@ class Features(nn.Module):
         constant("cycle_seconds", statistics.cycle_seconds, torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scaled columns first, in order; then indicators, one-hot, cycles."""
+        """Scaled columns first, in order; then components, indicators, one-hot, cycles."""
         parts = []
         if self.statistics.scaled:
             standardised = (x.index_select(1, self.scaled) - self.centre) / self.scale
-            standardised = (
-                torch.where(standardised.isnan(), 0.0, standardised).clamp(-1e6, 1e6).float()
-            )  # infinity has no ratio
-            parts.append(standardised / (1 + (standardised / SMOOTH_CLIP).square()).sqrt())
+            known = torch.where(standardised.isnan(), 0.0, standardised).clamp(-1e6, 1e6)  # infinity has no ratio
+            clipped = smoothly_clipped(known)
+            parts.append(clipped.float())
+            if self.statistics.component_centre:
+                parts.append(smoothly_clipped(clipped @ self.component_weight.T - self.component_centre).float())
         if self.statistics.indicated:
             parts.append(x.index_select(1, self.indicated).isnan().float())
         if self.statistics.one_hot:

@@ -65,7 +65,9 @@ class NetworkOptions(_Options):
     width: Annotated[Count, Field(description="Units of a hidden layer")] = 128
     depth: Annotated[Count, Field(description="Hidden layers")] = 3
     activation: Annotated[Literal["silu", "relu", "tanh"], Field(description="Activation of the hidden layers")] = "silu"
-    dropout: Annotated[Share, Field(description="Dropout in the hidden layers")] = 0.1
+    dropout: Annotated[
+        Share | None, Field(description="Dropout in the hidden layers; default 0.1, or 0 where a short trial is clearly better")
+    ] = None
     frequencies: Annotated[int, Field(ge=0, description="Frequencies of a numeric feature's periodic embedding; 0: none")] = 16
     embedding_outputs: Annotated[Count, Field(description="Outputs of a numeric feature's embedding")] = 8
     frequency_scale: Annotated[Positive, Field(description="Standard deviation of the initial frequencies")] = 0.3

@@ -76,32 +76,41 @@ def needs_float64(fitted: Fitted, targets: list[Target]) -> bool:
 
 
 def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int) -> str:
-    """The features [statistics.width, n] float32, as models.networks.Features makes them, but for the scaled columns.
+    """The features [statistics.width, n] float32, as models.networks.Features makes them, but for the scaled columns and
+    their components.
 
     These are in units of SMOOTH_CLIP, which the first weights make good: one node less.
     """
-    text.write("columns = Transpose<perm=[1, 0]>(x)", nought=_float32(0.0))
+    text.write("columns = Transpose<perm=[1, 0]>(x)")
     parts = []
     if statistics.scaled:
         scaled = _gathered(text, "columns", statistics.scaled, "scaled_columns", of=columns)
         text.write(
             f"centred = Sub({scaled}, centre)",
             "wide_ratio = Div(centred, clip_scale)",
-            "any_ratio = Cast<to=1>(wide_ratio)",  # to float32, only after standardising
-            "is_missing = IsNaN(any_ratio)",
-            "known_ratio = Where(is_missing, nought, any_ratio)",
+            "is_missing = IsNaN(wide_ratio)",
+            "known_ratio = Where(is_missing, wide_nought, wide_ratio)",
             "ratio = Clip(known_ratio, lowest_ratio, highest_ratio)",  # infinity has no ratio
-            "squared_ratio = Mul(ratio, ratio)",
-            "squared_length = Add(squared_ratio, one)",
-            "length = Sqrt(squared_length)",
-            "clipped = Div(ratio, length)",
+            *_clipped("ratio", "wide_clipped"),
+            "clipped = Cast<to=1>(wide_clipped)",  # to float32, only after standardising
             centre=np.array(statistics.centre)[:, None],
             clip_scale=SMOOTH_CLIP * np.array(statistics.scale)[:, None],
-            lowest_ratio=_float32(-1e6),
-            highest_ratio=_float32(1e6),
-            one=_float32(1.0),
+            lowest_ratio=np.array(-1e6),
+            highest_ratio=np.array(1e6),
+            wide_nought=np.array(0.0),
+            one=np.array(1.0),
         )
         parts.append("clipped")
+    if statistics.component_centre:
+        text.write(
+            "component_sum = MatMul(component_weight, wide_clipped)",
+            "component = Sub(component_sum, component_centre)",
+            *_clipped("component", "wide_component"),
+            "clipped_components = Cast<to=1>(wide_component)",
+            component_weight=np.array(statistics.component_weight),  # both of them in units of SMOOTH_CLIP
+            component_centre=np.array(statistics.component_centre)[:, None] / SMOOTH_CLIP,
+        )
+        parts.append("clipped_components")
     if statistics.indicated:
         indicated = _gathered(text, "columns", statistics.indicated, "indicated_columns", of=columns)
         text.write(f"is_indicated = IsNaN({indicated})", "indicators = Cast<to=1>(is_indicated)")
@@ -129,12 +138,23 @@ def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int)
             "cosine = Where(has_no_angle, nought, any_cosine)",
             cycle_seconds=np.array(statistics.cycle_seconds)[:, None],
             whole_angle=np.array(2 * math.pi),
+            nought=_float32(0.0),
         )
         parts += ["sine", "cosine"]
     if len(parts) == 1:
         return parts[0]
     text.write(f"features = Concat<axis=0>({', '.join(parts)})")
     return "features"
+
+
+def _clipped(ratio: str, result: str) -> list[str]:
+    """The nodes of the smooth clip of a value in units of SMOOTH_CLIP."""
+    return [
+        f"{result}_square = Mul({ratio}, {ratio})",
+        f"{result}_squared_length = Add({result}_square, one)",
+        f"{result}_length = Sqrt({result}_squared_length)",
+        f"{result} = Div({ratio}, {result}_length)",
+    ]
 
 
 def _write_embedding(text: _Text, network: StackedNetwork, features: str) -> str:
@@ -219,7 +239,8 @@ def _write_layers(text: _Text, network: StackedNetwork, hidden: str) -> str:
 
 def _first_weight(weight: Tensor, network: StackedNetwork) -> Tensor:
     """The weight [members, width, inputs] that suits `_write_features` and `_write_embedding`."""
-    scaled = len(network.features.statistics.scaled)
+    statistics = network.features.statistics
+    scaled = len(statistics.scaled) + len(statistics.component_centre)
     weight = torch.cat([SMOOTH_CLIP * weight[:, :, :scaled], weight[:, :, scaled:]], dim=2)
     if network.embedding is None:
         return weight

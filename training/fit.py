@@ -87,8 +87,9 @@ def fit(
     the scale factor mend, while its mean is still getting better (docs/decisions/007).
 
     x: [n, columns] raw. y: [n, targets], transformed but not standardised. weights: [n] or None. All rows may be given; only
-    those named are looked at. Deterministic for a seed on one machine. Raises FitError where the loss is not finite, and where
-    the fit cannot begin: a target with one value only, a member without a row of positive weight.
+    those named are looked at. A dropout of None is 0 here: training/trial.py chooses. Deterministic for a seed on one machine.
+    Raises FitError where the loss is not finite, and where the fit cannot begin: a target with one value only, a member without
+    a row of positive weight.
     """
     device = resolved_device(options.device)
     _check(y, weights, fit_rows, stop_rows)
@@ -108,7 +109,7 @@ def fit(
         width=options.width,
         depth=options.depth,
         activation=options.activation,
-        dropout=options.dropout,
+        dropout=options.dropout or 0.0,
         frequencies=options.frequencies,
         embedding_outputs=options.embedding_outputs,
         frequency_scale=options.frequency_scale,
@@ -211,9 +212,8 @@ class _Trainer:
         """Leaves each member at its best epoch."""
         options = self.options
         members, most = fit_rows.rows.shape
-        batch_rows = min(options.batch_rows or automatic_batch_rows(most), most)
+        epochs, batch_rows = epochs_and_batch(options, most)
         batches = most // batch_rows  # what is left over waits for the next epoch's order
-        epochs = options.epochs or automatic_epochs(batches)
         patience = options.patience or max(10, epochs // 4)
         if members * batch_rows * options.width < _PARALLEL_WORK:
             torch.set_num_threads(1)
@@ -273,7 +273,7 @@ class _Trainer:
             losses.sum(dim=2).mean(dim=1).sum().backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
         if self.criterion.residual_std:
-            self.network.head.set_constant_std(self._residual_scale(lists.part(order[:_EVALUATION_ROWS])))
+            self.network.head.set_constant_std(self._residual_scale(lists.part(slice(_EVALUATION_ROWS))))
 
     def _set_learning_rate(self, progress: float) -> None:
         factor = (
@@ -311,6 +311,12 @@ class _Trainer:
             rows, once = lists.part(slice(first, first + _EVALUATION_ROWS))
             features, y, weights = self.data[rows]
             yield y, once if weights is None else once * weights, self.network(features)
+
+
+def epochs_and_batch(options: NetworkOptions, rows: int) -> tuple[int, int]:
+    """Epochs and rows a batch for so many fit rows."""
+    batch_rows = min(options.batch_rows or automatic_batch_rows(rows), rows)
+    return options.epochs or automatic_epochs(rows // batch_rows), batch_rows
 
 
 def automatic_batch_rows(rows: int) -> int:

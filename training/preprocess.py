@@ -1,14 +1,17 @@
 """Statistics of the columns: what the network's Features module needs to turn raw rows into features."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.manifest import Column
-from models.networks import FeatureStatistics
+from models.networks import FeatureStatistics, smoothly_clipped
 
 _DAY = 86400.0
 _CYCLES = ((_DAY, 2 * _DAY), (7 * _DAY, 14 * _DAY), (365.2425 * _DAY, 2 * 365.2425 * _DAY))
 """(period, shortest range of training times that shows it repeat), in seconds: day, week, year."""
+LEAST_COMPONENT_VARIANCE = 1e-9
+"""Of the largest: a component of less is the rounding of the table, a copy of a column, or a constant."""
 _NORMAL_QUARTILES = 1.349
 """Distance between the quartiles of the standard normal: makes the robust scale of normal data its standard deviation."""
 
@@ -46,6 +49,7 @@ def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> Feature
             periods = _visible_cycles(known)
             cyclic += [index] * len(periods)
             cycle_seconds += periods
+    component_weight, component_centre = _components(x[:, scaled], centre, scale)
     return FeatureStatistics(
         scaled=scaled,
         centre=centre,
@@ -56,6 +60,8 @@ def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> Feature
         one_hot_code=one_hot_code,
         cyclic=cyclic,
         cycle_seconds=cycle_seconds,
+        component_weight=component_weight,
+        component_centre=component_centre,
     )
 
 
@@ -85,6 +91,22 @@ def seen_columns(
                 update |= {"quantiles": dict(zip(column.quantiles, quantiles, strict=True))}
             seen.append(column.model_copy(update=update))
     return seen, coded
+
+
+def _components(x: NDArray[np.float64], centre: list[float], scale: list[float]) -> tuple[list[list[float]], list[float]]:
+    """Weights and means of the principal components of the scaled columns, to unit variance; none of a single column.
+
+    Of columns that move together, what they differ by may be all that matters, and is small beside what they share.
+    """
+    if x.shape[1] < 2:
+        return [], []
+    standardised = np.nan_to_num((x - centre) / scale, nan=0.0, posinf=1e6, neginf=-1e6).clip(-1e6, 1e6)
+    clipped = smoothly_clipped(torch.from_numpy(standardised)).numpy()
+    mean = clipped.mean(axis=0)
+    variance, directions = np.linalg.eigh(np.cov(clipped, rowvar=False, bias=True))
+    kept = variance > LEAST_COMPONENT_VARIANCE * max(variance.max(), LEAST_COMPONENT_VARIANCE)
+    weight = (directions[:, kept] / np.sqrt(variance[kept])).T
+    return weight.tolist(), (weight @ mean).tolist()
 
 
 def _robust_centre_and_scale(known: NDArray[np.float64]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import torch
 from models.artifact import cpu_session, session_run, write_atomically, write_model
 from models.conformal import UNCALIBRATED_ROWS
 from models.manifest import EvaluationSource, Manifest, Network, Origin
-from models.networks import RawUnitsNetwork
+from models.networks import FeatureStatistics, RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions, column_words
@@ -28,6 +28,7 @@ from training.preprocess import feature_statistics, seen_columns
 from training.report import report_page
 from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
+from training.trial import chosen_dropout
 
 Moment = Callable[[Values], Moments]
 """`moments(x)`: location and scale of a mixture of networks, [n, targets] each."""
@@ -91,7 +92,18 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     progress.stage(
         f"fitting {options.members} members{for_folds} on {table.rows} rows, {len(table.columns)} features, {options.loss}"
     )
-    fitted = _fit(table, y, plan, options, on_epoch=progress.epoch)
+    statistics = feature_statistics(table.x[_seen(plan)], table.columns)
+    dropout = chosen_dropout(
+        table.x,
+        y,
+        statistics=statistics,
+        fit_rows=plan.fit,
+        stop_rows=plan.stop,
+        options=options,
+        weights=table.weights,
+    )
+    options = options.model_copy(update={"dropout": dropout})
+    fitted = _fit(table, y, plan, options, statistics, on_epoch=progress.epoch)
     progress.stage("exporting and calibrating")
     served = fitted.part(slice(plan.members))
     exported = exported_network(served, columns=len(table.columns))
@@ -136,7 +148,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         baselines = {}
         if options.baselines:
             progress.stage("fitting the homoscedastic baseline, to compare with")
-            baselines = _baselines(table, y, plan, options, draft)
+            baselines = _baselines(table, y, plan, options, statistics, draft)
         predictions = (
             evaluate.predicted(run, table.x[measured], table.y[measured], draft)
             if len(plan.test)
@@ -200,14 +212,23 @@ def _described(table: Table, options: FitOptions) -> Table:
     )
 
 
+def _seen(plan: Plan) -> Rows:
+    """The rows that some served member is fitted to."""
+    return np.unique(np.concatenate(plan.fit[: plan.members]))
+
+
 def _fit(
-    table: Table, y: Values, plan: Plan, options: NetworkOptions, on_epoch: Callable[[Epoch], None] | None = None
+    table: Table,
+    y: Values,
+    plan: Plan,
+    options: NetworkOptions,
+    statistics: FeatureStatistics,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fitted:
-    seen = np.unique(np.concatenate(plan.fit))
     return fit(
         table.x,
         y,
-        statistics=feature_statistics(table.x[seen], table.columns),
+        statistics=statistics,
         fit_rows=plan.fit,
         stop_rows=plan.stop,
         options=options,
@@ -253,9 +274,11 @@ def _cross_predicted(table: Table, rows: Rows, moments: Moments, manifest: Manif
     return evaluate.cross_predicted(moments, table.x[rows], table.y[rows], manifest, groups=groups, seed=options.seed)
 
 
-def _baselines(table: Table, y: Values, plan: Plan, options: FitOptions, model: Manifest) -> dict[str, Predictions]:
+def _baselines(
+    table: Table, y: Values, plan: Plan, options: FitOptions, statistics: FeatureStatistics, model: Manifest
+) -> dict[str, Predictions]:
     """What the model has to beat, calibrated on the same rows and predicting the same ones."""
-    seen = np.unique(np.concatenate(plan.fit[: plan.members]))
+    seen = _seen(plan)
     rows, manifest = _calibration_rows(plan), evaluate.baseline_manifest(model)
     tested = table.x[plan.test]
 
@@ -270,7 +293,7 @@ def _baselines(table: Table, y: Values, plan: Plan, options: FitOptions, model: 
     ]
     # Where no test rows ask the whole ensemble, only the networks that leave a fold out are needed.
     needed = plan if len(plan.test) or not plan.folds else plan.without_members()
-    homoscedastic = _fit(table, y, needed, options.model_copy(update={"loss": "homoscedastic"}))
+    homoscedastic = _fit(table, y, needed, options.model_copy(update={"loss": "homoscedastic"}), statistics)
 
     def served(x: Values) -> Moments:
         return _moments(homoscedastic.part(slice(needed.members)), x)

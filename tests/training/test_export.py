@@ -91,8 +91,9 @@ def test_onnx_runtime_answers_what_torch_does_for_all_kinds_of_columns(near, num
     assert np.all(np.abs(scale - expected_scale) <= 1e-5 * expected_scale)
 
 
-def untrained(*, features=3, outputs=2, missing=False, **options):
+def untrained(*, features=3, outputs=2, missing=False, components=0, **options):
     """A network of random weights on scaled columns 0 ... features - 1; `missing` gives the last an indicator."""
+    weight = np.random.default_rng(1).normal(size=(components, features))
     statistics = FeatureStatistics(
         scaled=list(range(features)),
         centre=[1.0] * features,
@@ -103,6 +104,8 @@ def untrained(*, features=3, outputs=2, missing=False, **options):
         one_hot_code=[],
         cyclic=[],
         cycle_seconds=[],
+        component_weight=weight.tolist(),
+        component_centre=[0.5] * components,
     )
     torch.manual_seed(0)
     network = StackedNetwork(
@@ -121,6 +124,7 @@ def untrained(*, features=3, outputs=2, missing=False, **options):
         *({"features": features, "outputs": outputs} for features in (1, 2, 3, 5) for outputs in (1, 8, 20)),
         {"features": 3, "outputs": 8, "missing": True},
         {"frequencies": 0},
+        *({"components": components, "frequencies": frequencies} for components in (1, 3) for frequencies in (0, 3)),
         {"frequencies": 0, "missing": True},
         {"activation": "relu"},
         {"activation": "tanh"},

@@ -287,7 +287,7 @@ def test_student_t_tells_heavy_tails_from_normal_ones():
     y = np.column_stack([x[:, 0] + rng.standard_t(2.5, 1200), x[:, 0] + rng.normal(size=1200)])
     options = {
         "loss": "student_t",
-        "epochs": 12,
+        "epochs": 16,
         "learning_rate": 4e-3,
     }  # the default rate: df has a way of several units to go
     heavy, normal = fitted(x, y, [np.arange(1000)] * 2, [np.arange(1000, 1200)] * 2, **options).degrees_of_freedom

@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from models.manifest import Column
+from models.networks import Features
 from training.preprocess import feature_statistics, seen_columns
 
 DAY = 86400.0
@@ -111,4 +113,28 @@ def test_columns_of_all_kinds_keep_their_places():
     assert statistics.scaled == [1, 2, 3, 4]
     assert statistics.embedded == [0, 2, 3]  # places in `scaled`: all but the boolean
     assert (statistics.one_hot, statistics.indicated, statistics.cyclic) == ([0, 0, 0], [4], [3])
-    assert statistics.width == 4 + 1 + 3 + 2
+    assert statistics.width == 4 + 2 + 1 + 3 + 2  # a copy and a constant leave two components
+
+
+def test_components_are_uncorrelated_and_show_what_columns_that_move_together_differ_by():
+    random = np.random.default_rng(0)
+    shared, difference = random.normal(size=(2, 500))
+    x = np.column_stack([shared, shared + 1e-3 * difference, random.normal(size=500)])
+    statistics = feature_statistics(x, [column("numeric", str(number)) for number in range(3)])
+    components = Features(statistics)(torch.from_numpy(x))[:, 3:].numpy()
+    assert components.shape == (500, 3)
+    np.testing.assert_allclose(np.corrcoef(components, rowvar=False), np.eye(3), atol=0.05)
+    assert np.abs(np.corrcoef(components[:, 0], difference)[0, 1]) > 0.95
+    assert np.all((components.std(axis=0) > 0.8) & (components.std(axis=0) < 1))  # the clip takes a little
+
+
+def test_copies_constants_and_single_columns_make_no_component():
+    values = np.random.default_rng(0).normal(size=200)
+
+    def components(*columns):
+        x = np.column_stack(columns)
+        return len(feature_statistics(x, [column("numeric", str(n)) for n in range(x.shape[1])]).component_centre)
+
+    assert components(values) == 0
+    assert components(values, 3 * values + 1, np.ones(200)) == 1
+    assert components(np.ones(200), np.ones(200)) == 0
