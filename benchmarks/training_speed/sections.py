@@ -14,12 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.training_speed.page import table
 from benchmarks.training_speed.work import COLUMNS, Work, few_rows, stacked, work
 from training.config import NetworkOptions
+from training.trial import DROPOUT
 
 SECTIONS = {
     "gather": "training.fit._Rows.__getitem__",
     "embedding": "models.networks.PeriodicEmbedding.forward",
     "linear layers": "models.networks.StackedLinear.forward",
-    "dropout": "torch.nn.Dropout.forward",
+    "dropout": "models.networks.Dropout.forward",
     "head": "models.networks.Head.forward",
     "backward": "torch.Tensor.backward",
     "optimiser": "torch.optim.AdamW.step",
@@ -28,7 +29,7 @@ SECTIONS = {
 """Functions whose time is taken; one within another counts for the outer one."""
 KINDS = {
     "optimiser": r"optimizer\.step",
-    "dropout": r"dropout",
+    "dropout": r"random_|\bge\b",
     "matrix products": r"matmul|mm",
     "activations, sine, cosine": r"\b(silu|relu|threshold|tanh|softplus|sin|cos)",
     "gather": r"index",
@@ -40,7 +41,7 @@ TABLES = (1_000, 10_000, 100_000)
 
 def section(*, updates: int) -> str:
     """The shares for tables of several sizes, as text."""
-    options = NetworkOptions()
+    options = NetworkOptions(dropout=DROPOUT)
     jobs = [_job(options, rows, updates=updates) for rows in TABLES]
     for job in jobs:
         stacked(work(job.options, rows=job.batch_rows, columns=COLUMNS, members=job.members, epochs=1, held_out=2))

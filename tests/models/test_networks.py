@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.heads import FAMILIES
-from models.networks import ACTIVATIONS, SMOOTH_CLIP, Features, FeatureStatistics, RawUnitsNetwork, StackedNetwork
+from models.networks import ACTIVATIONS, SMOOTH_CLIP, Dropout, Features, FeatureStatistics, RawUnitsNetwork, StackedNetwork
 
 DAY = 86400.0
 # Columns: 0 numeric with missing values, 1 boolean, 2 categorical of three codes, 3 datetime with a daily cycle.
@@ -231,3 +231,17 @@ def test_raw_units_are_centre_and_scale_of_the_standardised_moments_in_float64()
     ratio = torch.tensor([3.0, 0.5], dtype=torch.float64)
     torch.testing.assert_close(location - torch.tensor([2e9, -1.0]), standardised.mean.double() * ratio, rtol=0, atol=1e-6)
     torch.testing.assert_close(scale, standardised.std.double() * ratio)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share):
+    torch.manual_seed(0)
+    dropout = Dropout(share)
+    values = torch.full((7, 1001, 13), 2.0, requires_grad=True)
+    dropped = dropout(values)
+    assert (dropped == 0).double().mean().item() == pytest.approx(share, abs=0.004)
+    assert dropped.mean().item() == pytest.approx(2, rel=0.02)
+    assert len(dropped.unique()) == 2
+    dropped.sum().backward()
+    assert torch.equal(values.grad == 0, dropped == 0)
+    assert torch.equal(dropout.eval()(values), values)

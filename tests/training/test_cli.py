@@ -89,7 +89,7 @@ def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tm
         tmp_path / "m.onnx",
     )
     assert status == 0, err
-    assert "test rows" in out
+    assert "120 out-of-fold rows" in out
     options = read_manifest(tmp_path / "m.onnx").network.options
     assert (options["members"], options["epochs"]) == (2, 2)
     assert "m.html" in err

@@ -12,6 +12,7 @@ from training.train import Progress, train
 SMALL = {
     "members": 4,
     "folds": 2,
+    "fold_members": 2,
     "width": 16,
     "depth": 1,
     "frequencies": 4,
@@ -52,7 +53,7 @@ def mixed_table(tmp_path):
 def trained(path, tmp_path, **options):
     values = {"target": ["y"], **SMALL, "baselines": False} | options
     if values.get("calibration") in ("split", "none"):
-        del values["folds"]
+        del values["folds"], values["fold_members"]
     train(path, FitOptions(**values), output=tmp_path / "model.onnx", command="test")
     return open_model(tmp_path / "model.onnx")
 
@@ -65,7 +66,7 @@ def test_a_table_with_every_kind_of_column_becomes_a_model_that_beats_the_consta
     assert set(evaluation.baselines) == {"constant", "homoscedastic"}
     assert evaluation.targets["y"].rmse < 0.7 * evaluation.baselines["constant"]["y"].rmse
     assert evaluation.targets["y"].nll < evaluation.baselines["constant"]["y"].nll
-    assert evaluation.rows == manifest.origin.rows_by_use["test"]
+    assert (evaluation.source, evaluation.rows) == ("out_of_fold", 400)
     answers = run(np.full((1, 5), np.nan), np.array([0.9]))
     assert all(np.isfinite(values).all() for values in answers.values()), "a row with everything missing has an answer"
     report = (tmp_path / "model.html").read_text()
@@ -77,13 +78,14 @@ def test_the_manifest_says_what_was_done(mixed_table, tmp_path):
     _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], seed=3, coverage=0.8, **words)
     assert (manifest.columns[1].unit, manifest.columns[1].description, manifest.targets[0].unit) == ("m", "above ground", "MPa")
     assert manifest.calibration.method == "cross"
-    assert manifest.calibration.rows == 360
+    assert manifest.calibration.rows == 400
     assert manifest.default_coverage == 0.8
     assert manifest.network.seed == 3
     assert manifest.network.options["epochs"] == SMALL["epochs"]
     assert manifest.origin.data == "mixed.csv"
     assert manifest.origin.rows == 400
-    assert manifest.origin.rows_by_use["test"] == 40
+    assert manifest.origin.rows_by_use == {"fit": 360, "early stopping": 40, "calibration": 400, "test": 0}
+    assert manifest.network.options["dropout"] in (0.0, 0.1)
     assert manifest.origin.libraries["torch"]
     assert "CV+" in manifest.calibration.guarantee
 
@@ -101,7 +103,7 @@ def test_the_values_of_test_rows_change_nothing_but_the_evaluation(tmp_path):
     frame = dataset("sine", rows=300).with_row_index("moment")  # ordered by time, so that the test rows are known
     frame.write_csv(tmp_path / "one.csv")
     frame.with_columns(y=pl.when(pl.col("moment") >= 270).then(99.0).otherwise("y")).write_csv(tmp_path / "two.csv")
-    options = {"target": ["y"], "time": "moment"}
+    options = {"target": ["y"], "time": "moment", "test_share": 0.1}
     (tmp_path / "two").mkdir()
     one, manifest_one = trained(tmp_path / "one.csv", tmp_path, **options)
     two, manifest_two = trained(tmp_path / "two.csv", tmp_path / "two", **options)
@@ -115,19 +117,19 @@ def test_the_values_of_test_rows_change_nothing_but_the_evaluation(tmp_path):
     ("options", "method", "rows"),
     [
         ({"calibration": "split"}, "split", 80),
-        ({"calibration": "cross"}, "cross", 360),
+        ({"calibration": "cross"}, "cross", 400),
         ({"calibration": "none"}, "none", 9999),
         ({"calibration": "split", "interval": "equal_tailed"}, "split", 80),
-        ({"loss": "student_t"}, "cross", 360),
+        ({"loss": "student_t"}, "cross", 400),
         ({"loss": "laplace", "calibration": "none"}, "none", 9999),
-        ({"loss": "mse"}, "cross", 360),
+        ({"loss": "mse"}, "cross", 400),
     ],
 )
 def test_calibration_methods_and_losses_go_through(mixed_table, tmp_path, options, method, rows):
     _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], **options)
     assert (manifest.calibration.method, manifest.calibration.rows) == (method, rows)
     assert manifest.calibration.interval == options.get("interval", "symmetric")
-    assert (manifest.network.degrees_of_freedom is not None) == (options.get("loss") == "student_t")
+    assert (manifest.network.family == "laplace") == (options.get("loss") == "laplace")
 
 
 def test_two_targets_with_transforms_of_their_own(mixed_table, tmp_path):
@@ -147,10 +149,25 @@ def test_calibration_by_group_holds_the_groups_apart(mixed_table, tmp_path):
     assert known < manifest.calibration.rows, "rows without a colour are in the first group only"
 
 
-def test_without_test_rows_nothing_is_measured(mixed_table, tmp_path):
-    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], test_share=0.0)
+@pytest.mark.parametrize(
+    ("options", "source", "rows"),
+    [
+        ({"test_share": 0.1}, "test", 40),
+        ({"test_share": 0.1, "calibration": "none"}, "test", 40),
+        ({"test_share": 0.1, "calibration": "split"}, "test", 40),
+        ({"calibration": "split"}, "calibration", 80),
+        ({"calibration": "cross"}, "out_of_fold", 400),
+    ],
+)
+def test_the_evaluation_says_which_rows_it_is_of(mixed_table, tmp_path, options, source, rows):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], baselines=True, **options)
+    assert (manifest.evaluation.source, manifest.evaluation.rows) == (source, rows)
+    assert set(manifest.evaluation.baselines) == {"constant", "homoscedastic"}
+
+
+def test_without_test_and_calibration_rows_nothing_is_measured(mixed_table, tmp_path):
+    _, manifest = trained(mixed_table, tmp_path, exclude=["price", "batch", "share"], calibration="none")
     assert manifest.evaluation is None
-    assert manifest.calibration.rows == 400
     assert (tmp_path / "model.html").exists()
 
 
@@ -207,7 +224,7 @@ def test_a_category_of_test_rows_only_is_unknown_to_the_model(tmp_path):
     frame = dataset("sine", rows=200).with_row_index("moment")
     frame = frame.with_columns(kind=pl.when(pl.col("moment") >= 185).then(pl.lit("late")).otherwise(pl.lit("early")))
     frame.write_csv(tmp_path / "late.csv")
-    _, manifest = trained(tmp_path / "late.csv", tmp_path, time="moment")
+    _, manifest = trained(tmp_path / "late.csv", tmp_path, time="moment", test_share=0.1)
     assert manifest.columns[1].categories == ["early"]
     assert manifest.calibration.dependence == "time"
     assert "nothing changes with time" in manifest.calibration.guarantee
