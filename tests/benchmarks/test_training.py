@@ -77,7 +77,7 @@ def test_the_products_are_those_of_forward_and_backward():
     hidden = ((members, batch, width), (members, width, width))
     first = ((members, batch, 3), (members, 3, width))
     assert shapes.count(hidden) == 2  # forward, and the backward's of the inputs
-    assert shapes.count(first) == 1  # the features need no gradient
+    assert shapes.count(first) == 1  # the features, three columns and as many components, need no gradient
     assert ((members, width, batch), (members, batch, width)) in shapes
     assert (
         bare.Product((torch.Size((2, 3, 4)), torch.Size((2, 4, 5))), ((12, 4, 1), (20, 5, 1))).operations == 2 * 2 * 3 * 4 * 5
