@@ -21,7 +21,7 @@ TITLES = {
 }
 """The parts, and the titles of their sections."""
 ROWS = (10_000, 100_000, 1_000_000)
-UPDATES = 320
+UPDATES = 160
 """Of the default network, for `default` and `profile`."""
 
 

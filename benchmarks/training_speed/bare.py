@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.training_speed.page import table
-from benchmarks.training_speed.work import COLUMNS, Work, few_rows, ratio, rounds, stacked, work
+from benchmarks.training_speed.work import COLUMNS, Work, default_options, few_rows, ratio, rounds, stacked, work
 from models.losses import loss
-from training.config import NetworkOptions
 
 TARGET = 0.6
 TABLES = (1_000, 10_000, 100_000, 1_000_000)
@@ -81,7 +80,7 @@ def replay(recorded: list[Product], *, times: int) -> Callable[[], None]:
 
 def section(*, updates: int, count: int) -> str:
     """The default network's share of the bare rate for tables of several sizes, as text."""
-    options = NetworkOptions()
+    options = default_options()
     lines = []
     for size in TABLES:
         job = few_rows(options, size, updates=updates, held_out_share=0)

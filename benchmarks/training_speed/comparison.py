@@ -2,12 +2,12 @@
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.training_speed.page import table
 from benchmarks.training_speed.usual import one_after_another
-from benchmarks.training_speed.work import COLUMNS, Work, ratio, rounds, stacked, work
+from benchmarks.training_speed.work import COLUMNS, Work, default_options, ratio, rounds, stacked, work
 from training.config import NetworkOptions
 
 PAPER = NetworkOptions(
@@ -47,7 +47,8 @@ def section(amount: Amount) -> str:
 
 
 def _paper(amount: Amount) -> str:
-    job = work(PAPER, rows=amount.rows, columns=COLUMNS, members=MANY, epochs=amount.paper_epochs, held_out=amount.held_out)
+    paper = work(PAPER, rows=amount.rows, columns=COLUMNS, members=MANY, epochs=amount.paper_epochs, held_out=amount.held_out)
+    job = replace(paper, components=False)
     ways: dict[str, Way] = {
         f"stacked, {MANY} networks": (stacked, job),
         f"usual loop, {MANY} networks": (one_after_another, job),
@@ -71,7 +72,7 @@ def _paper(amount: Amount) -> str:
 
 
 def _default(amount: Amount) -> str:
-    options = NetworkOptions()
+    options = default_options()
     texts = ["The product's default network."]
     for rows in (amount.rows, 10 * amount.rows):
         job = work(

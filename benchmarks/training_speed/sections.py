@@ -12,9 +12,8 @@ from unittest.mock import patch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training_speed.page import table
-from benchmarks.training_speed.work import COLUMNS, Work, few_rows, stacked, work
+from benchmarks.training_speed.work import COLUMNS, Work, default_options, few_rows, stacked, work
 from training.config import NetworkOptions
-from training.trial import DROPOUT
 
 SECTIONS = {
     "gather": "training.fit._Rows.__getitem__",
@@ -41,7 +40,7 @@ TABLES = (1_000, 10_000, 100_000)
 
 def section(*, updates: int) -> str:
     """The shares for tables of several sizes, as text."""
-    options = NetworkOptions(dropout=DROPOUT)
+    options = default_options()
     jobs = [_job(options, rows, updates=updates) for rows in TABLES]
     for job in jobs:
         stacked(work(job.options, rows=job.batch_rows, columns=COLUMNS, members=job.members, epochs=1, held_out=2))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.training_speed.work import Work, made_up_table
+from benchmarks.training_speed.work import Work, features_of, made_up_table
+from models.networks import Features
 from training.config import NetworkOptions
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -16,7 +17,7 @@ _SMALLEST_VARIANCE = 1e-6
 
 
 class PeriodicColumns(nn.Module):
-    """x [n, columns] -> itself beside the embedding of each column, [n, columns (1 + outputs)] (Gorishniy et al. 2022, PLR)."""
+    """x [n, features] -> itself beside an embedding of each of the first `columns` features (Gorishniy et al. 2022, PLR)."""
 
     def __init__(self, *, columns: int, frequencies: int, outputs: int, frequency_scale: float) -> None:
         super().__init__()
@@ -26,27 +27,30 @@ class PeriodicColumns(nn.Module):
         self.bias = nn.Parameter(torch.empty(columns, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [n, columns]."""
-        angle = 2 * math.pi * self.frequency * x.unsqueeze(-1)
+        """x: [n, features] -> [n, features + columns * outputs]."""
+        angle = 2 * math.pi * self.frequency * x[:, : len(self.frequency)].unsqueeze(-1)
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
         embedded = functional.silu(torch.einsum("nck,cko->nco", waves, self.weight) + self.bias)
         return torch.cat([x, embedded.flatten(1)], dim=1)
 
 
-def model(options: NetworkOptions, *, columns: int) -> nn.Sequential:
-    """One member of the product's network, written the usual way: [n, columns] -> [n, 2], mean and raw variance."""
+def model(options: NetworkOptions, *, features: int, embedded: int) -> nn.Sequential:
+    """One member of the product's network, written the usual way: [n, features] -> [n, 2], mean and raw variance.
+
+    embedded: so many of the first features have a periodic embedding.
+    """
     layers: list[nn.Module] = []
-    inputs = columns
+    inputs = features
     if options.frequencies:
         layers.append(
             PeriodicColumns(
-                columns=columns,
+                columns=embedded,
                 frequencies=options.frequencies,
                 outputs=options.embedding_outputs,
                 frequency_scale=options.frequency_scale,
             )
         )
-        inputs += columns * options.embedding_outputs
+        inputs += embedded * options.embedding_outputs
     for _ in range(options.depth):
         layers += [nn.Linear(inputs, options.width), ACTIVATIONS[options.activation]()]
         if options.dropout:
@@ -57,14 +61,16 @@ def model(options: NetworkOptions, *, columns: int) -> nn.Sequential:
 
 def one_after_another(job: Work) -> list[nn.Sequential]:
     """Does the work in the usual loop; the networks, each at its best epoch."""
-    x, y = (torch.from_numpy(values).float() for values in made_up_table(job.rows + job.held_out, job.columns))
+    raw, targets = made_up_table(job.rows + job.held_out, job.columns)
+    x = Features(features_of(raw[: job.rows], components=job.components))(torch.from_numpy(raw))
+    y = torch.from_numpy(targets).float()
     return [_trained(x, y, job) for _ in range(job.members)]
 
 
 def _trained(x: Tensor, y: Tensor, job: Work) -> nn.Sequential:
     rows, beta = job.rows, job.options.beta
     loader = DataLoader(TensorDataset(x[:rows], y[:rows]), batch_size=job.batch_rows, shuffle=True, drop_last=True)
-    network = model(job.options, columns=job.columns)
+    network = model(job.options, features=x.shape[1], embedded=job.columns)
     optimiser = torch.optim.Adam(network.parameters(), lr=job.options.learning_rate)
     best, best_state = math.inf, network.state_dict()
     for _ in range(job.epochs):

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.manifest import Column
 from models.networks import FeatureStatistics
 from training.config import NetworkOptions
 from training.fit import Fitted, automatic_batch_rows, fit
+from training.preprocess import feature_statistics
+from training.trial import DROPOUT
 
 Values = NDArray[np.float64]
 COLUMNS = 8
@@ -26,6 +29,8 @@ class Work:
     held_out: int
     members: int
     options: NetworkOptions
+    components: bool = True
+    """Whether the principal components of the columns are features too, as they are in the product."""
 
     @property
     def batch_rows(self) -> int:
@@ -88,20 +93,17 @@ def made_up_table(rows: int, columns: int, *, seed: int = 0) -> tuple[Values, Va
     return x, mean + 0.3 * np.exp(0.5 * x[:, :1]) * random.standard_normal((rows, 1))
 
 
-def feature_statistics(columns: int) -> FeatureStatistics:
-    """Of the made-up table, whose columns are all numeric and standardised."""
-    places = list(range(columns))
-    return FeatureStatistics(
-        scaled=places,
-        centre=[0.0] * columns,
-        scale=[1.0] * columns,
-        embedded=places,
-        indicated=[],
-        one_hot=[],
-        one_hot_code=[],
-        cyclic=[],
-        cycle_seconds=[],
-    )
+def features_of(x: Values, *, components: bool) -> FeatureStatistics:
+    """As the product makes them of numeric columns; without components, the columns alone."""
+    columns = [Column(name=f"x{number}", kind="numeric") for number in range(x.shape[1])]
+    statistics = feature_statistics(x, columns)
+    return statistics if components else replace(statistics, component_weight=[], component_centre=[])
+
+
+def default_options() -> NetworkOptions:
+    """The default network; dropout is that of most tables, where the product lets a trial choose."""
+    options = NetworkOptions()
+    return options if options.dropout is not None else options.model_copy(update={"dropout": DROPOUT})
 
 
 def stacked(job: Work) -> Fitted:
@@ -110,7 +112,7 @@ def stacked(job: Work) -> Fitted:
     return fit(
         x,
         y,
-        statistics=feature_statistics(job.columns),
+        statistics=features_of(x[: job.rows], components=job.components),
         fit_rows=[np.arange(job.rows)] * job.members,
         stop_rows=[np.arange(job.rows, job.rows + job.held_out)] * job.members,
         options=job.options,

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import training
 from benchmarks.training_speed import bare, comparison, page, scale, sections, usual
-from benchmarks.training_speed.work import few_rows, made_up_table, rounds, stacked, work
-from models.networks import ACTIVATIONS
+from benchmarks.training_speed.work import default_options, features_of, few_rows, made_up_table, rounds, stacked, work
+from models.networks import ACTIVATIONS, Features
 from training.config import NetworkOptions
 
 SMALL = NetworkOptions(members=2, width=8, depth=2, frequencies=3, embedding_outputs=2, dropout=0.1)
@@ -22,7 +22,7 @@ def job(options=SMALL, rows=48, **given):
 def small_default(monkeypatch):
     """The parts measure a small network instead of the default one."""
     for module in (bare, comparison, sections):
-        monkeypatch.setattr(module, "NetworkOptions", lambda: SMALL)
+        monkeypatch.setattr(module, "default_options", lambda: SMALL)
 
 
 def test_the_table_is_made_from_its_seed_and_its_noise_grows_with_the_first_column():
@@ -37,11 +37,14 @@ def test_work_counts_full_batches_only():
     assert (counted.updates, counted.processed) == (4, 4 * 20 * 2)
 
 
-@pytest.mark.parametrize("options", [NetworkOptions(), comparison.PAPER, SMALL])
-def test_the_usual_loop_has_the_weights_of_the_stack(options):
-    one = job(options, members=1, epochs=1)
-    ours = sum(parameter.numel() for parameter in stacked(one).network.parameters())
-    assert sum(parameter.numel() for parameter in usual.model(one.options, columns=one.columns).parameters()) == ours
+@pytest.mark.parametrize("components", [True, False])
+@pytest.mark.parametrize("options", [default_options(), comparison.PAPER, SMALL])
+def test_the_usual_loop_has_the_weights_of_the_stack(options, components):
+    one = replace(job(options, members=1, epochs=1), components=components)
+    (theirs,) = usual.one_after_another(one)
+    ours = stacked(one).network
+    assert ours.features.statistics.width == (6 if components else 3)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
 
 
 def test_the_usual_loop_knows_every_activation_of_the_product():
@@ -56,7 +59,8 @@ def test_both_ways_learn():
     x, y = made_up_table(800, 3)
     (network,) = usual.one_after_another(learning.of(1))
     with torch.no_grad():
-        errors = y[400:] - network(torch.from_numpy(x[400:]).float())[:, :1].numpy()
+        features = Features(features_of(x[:400], components=True))(torch.from_numpy(x[400:]))
+        errors = y[400:] - network(features)[:, :1].numpy()
     assert np.sqrt(np.mean(errors**2)) < 0.8 * y[400:].std()
     history = stacked(learning).history
     assert len(history) == 30
@@ -75,7 +79,7 @@ def test_the_products_are_those_of_forward_and_backward():
     shapes = sorted((tuple(left), tuple(right)) for (left, right), _ in bare.products(plain))
     members, batch, width = 2, plain.batch_rows, 8
     hidden = ((members, batch, width), (members, width, width))
-    first = ((members, batch, 3), (members, 3, width))
+    first = ((members, batch, 6), (members, 6, width))
     assert shapes.count(hidden) == 2  # forward, and the backward's of the inputs
     assert shapes.count(first) == 1  # the features, three columns and as many components, need no gradient
     assert ((members, width, batch), (members, batch, width)) in shapes
