@@ -184,3 +184,13 @@ def test_reading_options_needs_no_torch():
     program = "import sys, training.config; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
+
+
+def test_a_size_sets_what_is_not_given():
+    default, small, large = (FitOptions(target=["y"], size=size) for size in ("default", "small", "large"))
+    assert default == FitOptions(target=["y"])
+    assert small.members < default.members < large.members
+    assert small.width < default.width < large.width
+    assert FitOptions(target=["y"], size="small", width=200).width == 200
+    assert FitOptions(target=["y"], size="small", frequencies=0).embedding_outputs == small.embedding_outputs  # none is idle
+    assert FitOptions.model_validate(large.model_dump()) == large
