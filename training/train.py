@@ -88,11 +88,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     columns, x = seen_columns(table.columns, table.x, np.setdiff1d(np.arange(table.rows), plan.test))
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
-    for_folds = f" and {options.fold_members} networks for each of {len(plan.folds)} folds" if plan.folds else ""
-    progress.stage(
-        f"fitting {options.members} members{for_folds} on {table.rows} rows, {len(table.columns)} features, {options.loss}"
-    )
     statistics = feature_statistics(table.x[_seen(plan)], table.columns)
+    if options.dropout is None:
+        progress.stage("a short trial, with dropout and without")
     dropout = chosen_dropout(
         table.x,
         y,
@@ -103,6 +101,11 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         weights=table.weights,
     )
     options = options.model_copy(update={"dropout": dropout})
+    for_folds = f" and {options.fold_members} networks for each of {len(plan.folds)} folds" if plan.folds else ""
+    progress.stage(
+        f"fitting {options.members} members{for_folds} on {table.rows} rows, {len(table.columns)} features, {options.loss}, "
+        f"dropout {dropout:g}"
+    )
     fitted = _fit(table, y, plan, options, statistics, on_epoch=progress.epoch)
     progress.stage("exporting and calibrating")
     served = fitted.part(slice(plan.members))
