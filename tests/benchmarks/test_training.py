@@ -76,13 +76,14 @@ def test_the_ways_take_turns():
 
 def test_the_products_are_those_of_forward_and_backward():
     plain = job(SMALL.model_copy(update={"frequencies": 0}))
-    shapes = sorted((tuple(left), tuple(right)) for (left, right), _ in bare.products(plain))
-    members, batch, width = 2, plain.batch_rows, 8
-    hidden = ((members, batch, width), (members, width, width))
-    first = ((members, batch, 6), (members, 6, width))
-    assert shapes.count(hidden) == 2  # forward, and the backward's of the inputs
-    assert shapes.count(first) == 1  # the features, three columns and as many components, need no gradient
-    assert ((members, width, batch), (members, batch, width)) in shapes
+    # What is summed over, and what is left of both factors, whether rows come first or last.
+    sizes = [(left[2], {left[1], right[2]}) for (left, right), _ in bare.products(plain)]
+    batch, inputs, width = plain.batch_rows, 6, 8  # three columns and as many components
+    assert sizes.count((width, {batch, width})) == 2  # the hidden layer's forward, and its backward to the inputs
+    assert sizes.count((batch, {width})) == 1  # and to the weights
+    assert sizes.count((inputs, {batch, width})) == 1
+    assert sizes.count((width, {batch, inputs})) == 0  # the features need no gradient
+    assert sizes.count((batch, {inputs, width})) == 1
     assert (
         bare.Product((torch.Size((2, 3, 4)), torch.Size((2, 4, 5))), ((12, 4, 1), (20, 5, 1))).operations == 2 * 2 * 3 * 4 * 5
     )
