@@ -122,11 +122,15 @@ class Head(nn.Module):
 
     def forward(self, trunk: Tensor, *, detach_scale: bool = False) -> Prediction:
         """trunk: [members, n, width] -> moments [members, n, targets]; `detach_scale` cuts the scale's gradient there."""
-        mean = torch.baddbmm(self.mean_bias, trunk, self.mean_weight)
         if self.scale_weight is None:
+            mean = _product(trunk, self.mean_weight, self.mean_bias)
             raw = self.scale_bias.expand_as(mean)
-        else:
-            raw = torch.baddbmm(self.scale_bias, trunk.detach() if detach_scale else trunk, self.scale_weight)
+        elif detach_scale:
+            mean = _product(trunk, self.mean_weight, self.mean_bias)
+            raw = _product(trunk.detach(), self.scale_weight, self.scale_bias)
+        else:  # one product for both
+            weight = torch.cat([self.mean_weight, self.scale_weight], dim=2)
+            mean, raw = _product(trunk, weight, torch.cat([self.mean_bias, self.scale_bias], dim=2)).chunk(2, dim=2)
         variance = functional.softplus(raw + INITIAL_VARIANCE_OFFSET) + self.minimum_variance
         return Prediction(mean, variance.clamp(max=self.maximum_variance).sqrt(), self.constant)
 
@@ -138,3 +142,8 @@ class Head(nn.Module):
         variance = std.square().clamp(2 * self.minimum_variance, self.maximum_variance) - self.minimum_variance
         raw = variance + torch.log(-torch.expm1(-variance))  # the inverse of softplus, in the form that cannot overflow
         self.scale_bias.copy_((raw - INITIAL_VARIANCE_OFFSET)[:, None, :])
+
+
+def _product(trunk: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The members' trunk [members, n, width] @ weight [members, width, outputs] + bias; its transpose is faster."""
+    return torch.baddbmm(bias.mT, weight.mT, trunk.mT).mT

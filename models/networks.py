@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,14 +127,31 @@ class PeriodicEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, features, 1, outputs).uniform_(-bound, bound))
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: [members or 1, n, features] -> [members, n, features * outputs]."""
-        angle = 2 * math.pi * self.frequency * z.transpose(1, 2).unsqueeze(-1)  # [members, features, n, frequencies]
-        embedded = functional.silu(angle.sin() @ self.sine_weight + angle.cos() @ self.cosine_weight + self.bias)
-        return embedded.transpose(1, 2).flatten(2)
+        """z: [members or 1, features, n] -> [members, features * outputs, n]."""
+        angle = (2 * math.pi * self.frequency).mT * z.unsqueeze(2)  # [members, features, frequencies, n]
+        sine, cosine = _Waves.apply(angle)  # type: ignore[no-untyped-call]
+        embedded: Tensor = functional.silu(self.sine_weight.mT @ sine + self.cosine_weight.mT @ cosine + self.bias.mT)
+        return embedded.flatten(1, 2)
+
+
+class _Waves(torch.autograd.Function):
+    """Sine and cosine of an angle; each is the other's derivative, which PyTorch would compute again."""
+
+    @staticmethod
+    def forward(context: Any, angle: Tensor) -> tuple[Tensor, Tensor]:
+        waves = angle.sin(), angle.cos()
+        context.save_for_backward(*waves)
+        return waves
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        sine, cosine = context.saved_tensors
+        angle_gradient: Tensor = (gradients[0] * cosine).addcmul_(gradients[1], sine, value=-1)
+        return angle_gradient
 
 
 class StackedLinear(nn.Module):
-    """[members or 1, n, inputs] -> [members, n, outputs], a linear map of its own for each member."""
+    """[members or 1, inputs, n] -> [members, outputs, n], a linear map of its own for each member."""
 
     def __init__(self, *, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -143,7 +161,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """One batched matmul; `inputs` shared by all members are broadcast."""
-        return inputs @ self.weight + self.bias
+        return torch.baddbmm(self.bias.mT, self.weight.mT, inputs.expand(len(self.weight), -1, -1))
 
 
 class Dropout(nn.Module):
@@ -222,13 +240,15 @@ class StackedNetwork(nn.Module):
 
     def forward(self, features: Tensor, *, detach_scale: bool = False) -> Prediction:
         """features: [members, n, width], or [1, n, width] for rows that all members share -> [members, n, targets]."""
-        hidden = features
+        # Within, rows are the last axis: the embedding needs no copy to be turned, and products with few outputs, which the
+        # embedding and the head have, are several times faster (a third of the default network's training).
+        hidden = features.mT.contiguous()
         if self.embedding is not None:
-            embedded = self.embedding(features.index_select(-1, self.embedded))
-            hidden = torch.cat([features.expand(embedded.shape[0], -1, -1), embedded], dim=-1)
+            embedded = self.embedding(hidden.index_select(1, self.embedded))
+            hidden = torch.cat([hidden.expand(len(embedded), -1, -1), embedded], dim=1)
         for layer in self.layers:
             hidden = self.dropout(self.activation(layer(hidden)))
-        prediction: Prediction = self.head(hidden, detach_scale=detach_scale)
+        prediction: Prediction = self.head(hidden.mT, detach_scale=detach_scale)
         return prediction
 
     @torch.no_grad()

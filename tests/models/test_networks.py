@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from models.heads import FAMILIES
-from models.networks import ACTIVATIONS, SMOOTH_CLIP, Dropout, Features, FeatureStatistics, RawUnitsNetwork, StackedNetwork
+from models.networks import (
+    ACTIVATIONS,
+    SMOOTH_CLIP,
+    Dropout,
+    Features,
+    FeatureStatistics,
+    RawUnitsNetwork,
+    StackedNetwork,
+    _Waves,
+)
 
 DAY = 86400.0
 # Columns: 0 numeric with missing values, 1 boolean, 2 categorical of three codes, 3 datetime with a daily cycle.
@@ -191,11 +200,16 @@ def test_without_embedded_columns_or_frequencies_there_is_no_embedding():
 
 def test_an_embedding_depends_on_each_of_its_features_alone():
     embedding = network().embedding
-    z = torch.zeros(1, 1, 2)
-    moved = torch.tensor([[[0.0, 0.7]]])
+    z = torch.zeros(1, 2, 1)
+    moved = torch.tensor([[[0.0], [0.7]]])
     before, after = embedding(z), embedding(moved)
-    assert torch.equal(before[..., :3], after[..., :3])
-    assert not torch.equal(before[..., 3:], after[..., 3:])
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert not torch.equal(before[:, 3:], after[:, 3:])
+
+
+def test_the_waves_have_the_gradient_of_sine_and_cosine():
+    angle = torch.linspace(-7, 7, 30, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(_Waves.apply, angle)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -41,7 +41,7 @@ class PaperNetwork(nn.Module):
             nn.init.uniform_(weight, -xavier, xavier)
 
     def forward(self, x: torch.Tensor) -> Prediction:
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x.mT)))).mT)
 
 
 def test_plain_nll_stays_far_from_the_noise_floor_where_beta_nll_comes_near_it():
