@@ -147,7 +147,7 @@ def deep_ensemble(x: Values, y: Values, seed: int) -> Predict:
 
     def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, [members, n, targets] each."""
-        mean, raw = output(hidden(rows).relu()).chunk(2, dim=-1)
+        mean, raw = output(hidden(rows.mT).relu()).mT.chunk(2, dim=-1)
         return mean, functional.softplus(raw) + _MINIMUM_VARIANCE
 
     def loss(rows: Tensor, expected: Tensor) -> Tensor:
