@@ -144,8 +144,8 @@ def test_blank_lines_are_left_out_and_rows_keep_their_numbers(tmp_path):
 def test_repeated_rows_are_noted(tmp_path):
     table = pl.concat([frame(), frame()[:3]])
     (note,) = read(tmp_path, table).notes
-    assert note.startswith("3 rows repeat another row; copies in the test rows make the scores look better")
-    assert "calibrated with copies on both sides are too narrow for new rows" in note
+    assert note.startswith("3 rows repeat another row; copies on both sides of a division make the scores look better")
+    assert "and intervals too narrow for new rows" in note
     assert note.endswith("drop them, or name a column that marks the copies with --group")
 
 
