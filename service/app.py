@@ -15,10 +15,10 @@ from service.inference.batcher import RunLimits
 from service.inference.model import ServedModel, load_model
 from service.inference.session import Device, choose_device
 from service.repository import Repository
-from service.routes import health, repository
+from service.routes import health, repository, v2
 from service.routes.answers import add_error_handlers
+from service.routes.hot import HotRoutes
 from service.routes.openapi import openapi_document
-from service.routes.predict import PredictRoutes
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
@@ -38,9 +38,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = state
     app.include_router(health.router)
+    app.include_router(v2.router)
     app.include_router(repository.router)
     add_error_handlers(app)
-    app.add_middleware(PredictRoutes, state=state)
+    app.add_middleware(HotRoutes, state=state)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
 
     def openapi() -> dict[str, Any]:

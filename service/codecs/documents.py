@@ -6,6 +6,9 @@ from typing import Any
 
 from models.conformal import largest_coverage
 from models.manifest import Calibration, Column, Manifest
+from service.codecs.infer import DATATYPE_OF_RAW, INTERVALS, WHOLE
+from service.codecs.infer import OUTPUTS as TENSOR_OUTPUTS
+from service.codecs.tensors import NUMBERS, TEXT
 from service.inference.model import ServedModel
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -25,6 +28,33 @@ def metadata(model: ServedModel) -> dict[str, Any]:
         "manifest": _short_manifest(model.manifest),
         "instance_schema": instance_schema(model.manifest.columns),
         "example": example_request(model.manifest),
+    }
+
+
+def tensor_metadata(model: ServedModel, versions: Sequence[int]) -> dict[str, Any]:
+    """Model metadata of the Open Inference Protocol. `properties`, a map of texts, holds what its form has no place for."""
+    targets = len(model.targets.names)
+    device = model.device.name
+    described = {
+        "targets": ", ".join(model.targets.names),
+        "features": ", ".join(model.features.names),
+        "default_coverage": f"{model.manifest.default_coverage:g}",
+        "calibration": model.manifest.calibration.method,
+        "created": model.manifest.origin.created,
+        "sha256": model.sha256,
+        "loaded": model.loaded,
+        "device": device if model.device.fallback_reason is None else f"{device} ({model.device.fallback_reason})",
+    }
+    return {
+        "name": model.name,
+        "versions": [str(version) for version in sorted(versions)],
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": WHOLE, "datatype": DATATYPE_OF_RAW, "shape": [-1, len(model.features.names)]}],
+        "outputs": [
+            {"name": name, "datatype": model.datatypes[name], "shape": [-1, targets, *([-1] if name in INTERVALS else [])]}
+            for name in TENSOR_OUTPUTS
+        ],
+        "properties": described,
     }
 
 
@@ -109,6 +139,91 @@ def answer_schema(targets: Sequence[str] | None) -> dict[str, Any]:
         "required": ["model", "predictions"],
         "properties": {"model": model, "predictions": {"type": "array", "items": prediction}},
     }
+
+
+def infer_request_schema() -> dict[str, Any]:
+    """The JSON Schema of a V2 request, as the protocol has it."""
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype"],
+        "properties": {
+            "name": {"type": "string", "description": "x, the name of a feature, or coverage"},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "datatype": {"type": "string", "enum": [*NUMBERS, TEXT]},
+            "parameters": {"type": "object"},
+            "data": {"type": "array", "description": "flat, or nested as the shape"},
+        },
+    }
+    output = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "enum": list(TENSOR_OUTPUTS)}, "parameters": {"type": "object"}},
+    }
+    options = {
+        "type": "object",
+        "properties": {
+            "coverage": {
+                "type": ["number", "string"],
+                "description": "of the intervals; several with commas between",
+            },
+            "timeout": {"type": "integer", "minimum": 0, "description": "microseconds that the request may wait for its run"},
+            "binary_data_output": {"type": "boolean", "description": "outputs as raw bytes"},
+            "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": options,
+            "inputs": {"type": "array", "minItems": 1, "items": tensor},
+            "outputs": {"type": "array", "items": output},
+        },
+    }
+
+
+def infer_answer_schema() -> dict[str, Any]:
+    """The JSON Schema of a V2 answer."""
+    text = {"type": "string"}
+    output = {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": text,
+            "datatype": {"enum": ["FP32", "FP64"]},
+            "shape": {"type": "array", "items": {"type": "integer"}},
+            "parameters": {"type": "object"},
+            "data": _NUMBERS,
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": text,
+            "model_version": text,
+            "id": text,
+            "parameters": {"type": "object"},
+            "outputs": {"type": "array", "items": output},
+        },
+    }
+
+
+def example_infer_request(manifest: Manifest) -> dict[str, Any]:
+    """A V2 request that the model answers: the row of `example_request`, a tensor a feature."""
+    example = example_request(manifest)
+    (row,) = example["instances"]
+    coverage = {"parameters": {"coverage": example["coverage"][0]}} if example["coverage"] else {"outputs": [{"name": "mean"}]}
+    return coverage | {
+        "inputs": [
+            {"name": name, "shape": [1], "datatype": _example_datatype(value), "data": [value]} for name, value in row.items()
+        ]
+    }
+
+
+def _example_datatype(value: object) -> str:
+    return TEXT if isinstance(value, str) else "BOOL" if isinstance(value, bool) else "FP64"
 
 
 def _short_manifest(manifest: Manifest) -> dict[str, Any]:

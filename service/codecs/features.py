@@ -87,25 +87,37 @@ def read_instances(instances: list[Any], features: Features) -> tuple[Values, li
     x = np.empty((len(cells), len(features.names)))
     unknown: list[UnknownCategory] = []
     for position, values in enumerate(zip(*cells, strict=True)):
-        column, codes = features.columns[position], features.codes[position]
-        converted = _converted(values, column, codes)
-        if converted is not None:
-            x[:, position] = converted
-            continue
-        room = len(problems) + _ENOUGH
-        for row, value in enumerate(values):
-            try:
-                code = _cell(value, column, codes)
-            except ValueError as error:
-                problems.append(Problem(str(error), row=row, feature=column.name))
-                if len(problems) == room:
-                    break
-                continue
-            if code is None:
-                unknown.append(UnknownCategory(row, position, value))
-            x[row, position] = math.nan if code is None else code
+        x[:, position] = read_column(values, position, features, unknown, problems)
     problems.sort(key=lambda problem: problem.row or 0)
     return x, unknown, problems
+
+
+def read_column(
+    values: Sequence[Any], position: int, features: Features, unknown: list[UnknownCategory], problems: list[Problem]
+) -> Sequence[float] | Values:
+    """JSON values of one feature as x holds them; None is missing. Adds to `unknown` and `problems`.
+
+    Where there are problems, what is returned is of no use.
+    """
+    column, codes = features.columns[position], features.codes[position]
+    converted = _converted(values, column, codes)
+    if converted is not None:
+        return converted
+    cells = np.full(len(values), math.nan)
+    room = len(problems) + _ENOUGH
+    for row, value in enumerate(values):
+        try:
+            code = _cell(value, column, codes)
+        except ValueError as error:
+            problems.append(Problem(str(error), row=row, feature=column.name))
+            if len(problems) == room:
+                break
+            continue
+        if code is None:
+            unknown.append(UnknownCategory(row, position, value))
+        else:
+            cells[row] = code
+    return cells
 
 
 def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:

@@ -65,7 +65,7 @@ def read_request(body: bytes, features: Features, *, targets: int, default_cover
     if seed is not None and not samples:
         problems.append(Problem("'seed' does nothing without 'samples'"))
     strict = options.flag("strict")
-    _check_size(len(instances), targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
+    check_size(len(instances), targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
     x, unknown, row_problems = read_instances(instances, features)
     problems += row_problems
     if strict:
@@ -103,6 +103,19 @@ def answer(
     return text
 
 
+def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
+    """Raise TooLargeError where a request has too many rows, or its answer would have too many numbers."""
+    if rows > limits.rows:
+        raise TooLargeError(
+            f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
+        )
+    if rows * values_per_row > limits.answer_values:
+        raise TooLargeError(
+            f"the answer would hold {rows * values_per_row} numbers; at most {limits.answer_values} are allowed "
+            "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
+        )
+
+
 def _target_answers(prediction: Prediction, target: int, coverage: Sequence[float]) -> list[dict[str, Any]]:
     """One answer a row. Numbers stay NumPy scalars, so that a float32 is written with the digits it has."""
     columns = zip(
@@ -123,18 +136,6 @@ def _target_answers(prediction: Prediction, target: int, coverage: Sequence[floa
             for row, numbers in zip(rows, values[:, target], strict=True):
                 row[name] = np.ascontiguousarray(numbers)  # orjson writes no strided array
     return rows
-
-
-def _check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
-    if rows > limits.rows:
-        raise TooLargeError(
-            f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
-        )
-    if rows * values_per_row > limits.answer_values:
-        raise TooLargeError(
-            f"the answer would hold {rows * values_per_row} numbers; at most {limits.answer_values} are allowed "
-            "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
-        )
 
 
 def _document(body: bytes, features: Features) -> Any:

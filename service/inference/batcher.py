@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from models.artifact import Arrays
 from service.errors import DeadlineError, UnavailableError
 
+_TOO_LATE = "the request waited too long for its run (setting deadline_seconds, or its own timeout)"
+
 Values = NDArray[np.float64]
 Run = Callable[[Values, Values, Sequence[str]], Arrays]
 """`run(x [n, features], coverage [k], outputs)` -> output name -> array with n rows."""
@@ -56,8 +58,10 @@ class Batcher:
         self.queued_rows = 0
         """Rows that have neither been answered nor given up."""
 
-    async def outputs(self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...]) -> Arrays:
-        """The model's `outputs` on x [n, features].
+    async def outputs(
+        self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
+    ) -> Arrays:
+        """The model's `outputs` on x [n, features]. timeout_seconds: a deadline before that of the limits.
 
         Raises UnavailableError when too many rows wait, DeadlineError after too long.
         """
@@ -70,7 +74,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if not self._ready:
             loop.call_soon(self._flush)
-        deadline = loop.time() + self._limits.deadline_seconds
+        longest = self._limits.deadline_seconds
+        deadline = loop.time() + (longest if timeout_seconds is None else min(timeout_seconds, longest))
         call = _Call(x, coverage, outputs, deadline, loop.create_future())
         self._ready.append(call)
         self.queued_rows += rows
@@ -162,7 +167,9 @@ def _still_wanted(calls: list[_Call]) -> list[_Call]:
         if call.future.done():
             continue
         if call.future.get_loop().time() > call.deadline:
-            call.future.set_exception(DeadlineError("the request waited too long for its run (setting deadline_seconds)"))
+            call.future.set_exception(
+                DeadlineError("the request waited too long for its run (setting deadline_seconds, or its own timeout)")
+            )
         else:
             wanted.append(call)
     return wanted

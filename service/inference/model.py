@@ -30,14 +30,21 @@ class ServedModel:
     batcher: Batcher
     device: Device
     sha256: str
+    datatypes: dict[str, str]
+    """FP32 or FP64, by output."""
     loaded: str
     """ISO 8601, UTC."""
 
     async def answer(self, question: Question) -> Prediction:
         """The prediction that `question` asks for. Raises the errors of service/errors.py."""
+        return predict(question, await self.outputs(question, question.outputs), self.targets)
+
+    async def outputs(self, question: Question, names: tuple[str, ...], *, timeout_seconds: float | None = None) -> Arrays:
+        """The graph's outputs of these names on the rows of `question`. Raises the errors of service/errors.py."""
         check_support(question, self.targets)
-        outputs = await self.batcher.outputs(question.x, coverage=question.coverage, outputs=question.outputs)
-        return predict(question, outputs, self.targets)
+        return await self.batcher.outputs(
+            question.x, coverage=question.coverage, outputs=names, timeout_seconds=timeout_seconds
+        )
 
 
 def load_model(path: Path, *, name: str, version: int, device: Device, limits: RunLimits) -> ServedModel:
@@ -54,7 +61,7 @@ def load_model(path: Path, *, name: str, version: int, device: Device, limits: R
     check_golden(manifest, run_all, where=str(path))
     coverage = np.array([manifest.default_coverage])
     for rows in _WARM_UP_ROWS:
-        run_all(np.zeros((rows, len(manifest.columns))), coverage)
+        warm = run_all(np.zeros((rows, len(manifest.columns))), coverage)
     return ServedModel(
         name=name,
         version=version,
@@ -64,5 +71,6 @@ def load_model(path: Path, *, name: str, version: int, device: Device, limits: R
         batcher=Batcher(lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs), limits=limits),
         device=device,
         sha256=digest_of(data),
+        datatypes={output: f"FP{8 * array.dtype.itemsize}" for output, array in warm.items()},
         loaded=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -21,6 +22,23 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
+LARGE_BYTES = 100_000
+LARGE_ROWS = 500
+"""Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes back with status 200."""
+
+    body: bytes
+    media_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of a lower-case name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
 
 
 def error_answer(error: ServiceError, *, headers: Mapping[str, str] | None = None) -> Response:

@@ -3,19 +3,11 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-import service
 from service.errors import UnavailableError
 from service.routes.answers import json_answer
 from service.state import state_of
 
 router = APIRouter(tags=["health"])
-
-
-@router.get("/v2", summary="Server metadata")
-@router.get("/v2/", include_in_schema=False)
-async def server_metadata() -> Response:
-    """Name, version and protocol extensions of the server."""
-    return json_answer({"name": "errorbar", "version": service.__version__, "extensions": []})
 
 
 @router.get("/v2/health/live", summary="Is the server live?")

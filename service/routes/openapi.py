@@ -6,10 +6,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import service
-from service.codecs.documents import answer_schema, example_request, request_schema
+from service.codecs.documents import (
+    answer_schema,
+    example_infer_request,
+    example_request,
+    infer_answer_schema,
+    infer_request_schema,
+    request_schema,
+)
 from service.inference.model import ServedModel
 from service.repository import Repository
-from service.routes.predict import PATHS
+from service.routes import infer, predict
 
 _SHOWN_MODELS = 20
 _DESCRIPTION = (
@@ -49,10 +56,13 @@ def openapi_document(app: FastAPI, repository: Repository) -> dict[str, Any]:
         f"/v1/models/{model.name}:predict": {"post": _operation(f"Predict with {model.name}", model=model, parameters=[])}
         for model in models[:_SHOWN_MODELS]
     }
-    for path, what in zip(PATHS, (None, "version", "label"), strict=True):
+    model = models[0] if models else None
+    for path, what in zip(predict.PATHS, (None, "version", "label"), strict=True):
         names = ["name"] if what is None else ["name", what]
         summary = "Predict with a model" if what is None else f"Predict with the model of a {what}"
-        paths[path] = {"post": _operation(summary, model=models[0] if models else None, parameters=names)}
+        paths[path] = {"post": _operation(summary, model=model, parameters=names)}
+    for path, names in zip(infer.PATHS, (["name"], ["name", "version"]), strict=True):
+        paths[path] = {"post": _infer_operation(model, parameters=names)}
     return document | {"paths": paths | document["paths"]}
 
 
@@ -64,21 +74,44 @@ def _operation(summary: str, *, model: ServedModel | None, parameters: list[str]
     request: dict[str, Any] = {"schema": request_schema(columns)}
     if model is not None:
         request["example"] = example_request(model.manifest)
-    examples = {} if model is None else {"name": model.name, "version": str(model.version)}
     return {
         "tags": ["predict"],
         "summary": summary,
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            | ({"example": examples[name]} if name in examples else {})
-            for name in parameters
-        ],
+        "parameters": _parameters(parameters, model),
         "requestBody": {"required": True, "content": {"application/json": request}},
-        "responses": {
-            "200": {"description": "One prediction a row", "content": {"application/json": {"schema": answer_schema(targets)}}},
-            **{
-                status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
-                for status, text in _FAILURES.items()
-            },
+        "responses": _responses("One prediction a row", answer_schema(targets)),
+    }
+
+
+def _infer_operation(model: ServedModel | None, *, parameters: list[str]) -> dict[str, Any]:
+    """One V2 inference operation."""
+    request: dict[str, Any] = {"schema": infer_request_schema()}
+    if model is not None:
+        request["example"] = example_infer_request(model.manifest)
+    return {
+        "tags": ["open inference protocol"],
+        "summary": f"Infer with a {'version of a ' if 'version' in parameters else ''}model",
+        "description": "Tensors in, tensors out; with the binary tensor data extension also as raw bytes.",
+        "parameters": _parameters(parameters, model),
+        "requestBody": {"required": True, "content": {"application/json": request}},
+        "responses": _responses("The outputs asked for", infer_answer_schema()),
+    }
+
+
+def _parameters(names: list[str], model: ServedModel | None) -> list[dict[str, Any]]:
+    examples = {} if model is None else {"name": model.name, "version": str(model.version)}
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        | ({"example": examples[name]} if name in examples else {})
+        for name in names
+    ]
+
+
+def _responses(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "200": {"description": description, "content": {"application/json": {"schema": schema}}},
+        **{
+            status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+            for status, text in _FAILURES.items()
         },
     }

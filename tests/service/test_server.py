@@ -26,7 +26,8 @@ class Process:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log = []
         self.url = self.wait_for(ADDRESS).group(1)
-        threading.Thread(target=self._read_on, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_on, daemon=True)
+        self._reader.start()
 
     def wait_for(self, pattern):
         for line in self.process.stderr:
@@ -36,11 +37,14 @@ class Process:
         raise AssertionError("the service ended: " + "".join(self.log))
 
     def _read_on(self):
-        self.log += self.process.stderr
+        with self.process.stderr as lines:
+            self.log += lines
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        status = self.process.wait(timeout=20)
+        self._reader.join(timeout=20)
+        return status
 
 
 def until(condition):

@@ -1,0 +1,364 @@
+"""The Open Inference Protocol (V2): a request's tensors to the question it asks of a model, outputs to its answer."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from models.artifact import Arrays
+from service.codecs.features import (
+    Features,
+    UnknownCategory,
+    json_type,
+    nearest,
+    read_column,
+    unknown_category_problems,
+    warnings_about,
+)
+from service.codecs.rows import Limits, check_size
+from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
+from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
+from service.inference.predictions import Question
+
+OUTPUTS = ("mean", "std", "epistemic_std", "aleatoric_std", "lower", "upper")
+INTERVALS = ("lower", "upper")
+WHOLE = "x"
+COVERAGE = "coverage"
+DATATYPE_OF_RAW = "FP64"
+"""Of a body that is nothing but the bytes of x."""
+
+_MOST_PARAMETERS_TEXT = 2000
+_LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request that was understood."""
+
+    id: str | None
+    question: Question
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+    """Outputs wanted as raw bytes."""
+    timeout_seconds: float | None
+    warnings: dict[int, list[str]]
+
+
+@dataclass(frozen=True)
+class InferAnswer:
+    """The body of an answer. json_bytes: the length of its JSON part, or None where it is nothing else."""
+
+    body: bytes
+    json_bytes: int | None
+
+
+def read_infer(
+    body: bytes, *, json_bytes: int | None, features: Features, targets: int, default_coverage: float, limits: Limits
+) -> InferRequest:
+    """The request that a V2 body holds. json_bytes: what the header Inference-Header-Content-Length says; None without it.
+
+    Raises InvalidRequestError with all problems of the rows, or with the first one of the form; TooLargeError.
+    """
+    if json_bytes == 0:
+        return _raw_request(body, features, targets=targets, default_coverage=default_coverage, limits=limits)
+    if json_bytes is not None and json_bytes > len(body):
+        raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
+    request = _document(body if json_bytes is None else body[:json_bytes])
+    options = parameters(request, "the request")
+    tensors = read_tensors(request.get("inputs"), b"" if json_bytes is None else body[json_bytes:])
+    outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
+    coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
+    if not any(name in INTERVALS for name in outputs):
+        coverage = ()  # it matters to nothing that is asked for, and must not keep requests from sharing a run
+    rows = _rows(tensors, features)
+    values_per_row = sum(targets * (len(coverage) if name in INTERVALS else 1) for name in outputs)
+    check_size(rows, values_per_row, limits=limits)
+    problems: list[Problem] = []
+    unknown: list[UnknownCategory] = []
+    x = (
+        _whole(tensors[WHOLE], features, problems)
+        if WHOLE in tensors
+        else _by_feature(tensors, rows, features, unknown, problems)
+    )
+    problems += _missing(x, unknown, features) if not problems else []
+    if flag(options, "strict", "the request"):
+        problems += unknown_category_problems(unknown, features)
+    if problems:
+        raise refuse(sorted(problems, key=lambda problem: problem.row or 0))
+    return InferRequest(
+        id=_id(request),
+        question=Question(x, coverage=coverage),
+        outputs=outputs,
+        binary=binary,
+        timeout_seconds=_timeout(options),
+        warnings=warnings_about(x, unknown, features),
+    )
+
+
+def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) -> InferAnswer:
+    """The answer to `request` from the outputs that it asked for.
+
+    Raises InvalidRequestError where a number is not finite, which JSON cannot hold.
+    """
+    _check_finite(arrays, request.outputs)
+    outputs, raw = [], []
+    for output in request.outputs:
+        array = arrays[output]
+        described: dict[str, Any] = {"name": output, "datatype": _datatype(array), "shape": array.shape}
+        if output in request.binary:
+            raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            described["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            described["data"] = np.ascontiguousarray(array).reshape(-1)
+        outputs.append(described)
+    document: dict[str, Any] = {"model_name": name, "model_version": version}
+    if request.id is not None:
+        document["id"] = request.id
+    if request.warnings:
+        document["parameters"] = {"warnings": _warnings(request.warnings)}
+    text = orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
+
+
+def _raw_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> InferRequest:
+    """A body without JSON: the bytes of x, FP64, row after row. Every output goes back as bytes."""
+    width = len(features.names)
+    row_bytes = width * NUMBERS[DATATYPE_OF_RAW].itemsize
+    if len(body) % row_bytes:
+        raise InvalidRequestError(
+            f"the body has {len(body)} bytes; rows of {width} features as {DATATYPE_OF_RAW} take {row_bytes} bytes each"
+        )
+    shape = (len(body) // row_bytes, width)
+    check_size(shape[0], targets * len(OUTPUTS), limits=limits)
+    tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
+    problems: list[Problem] = []
+    x = _whole(tensor, features, problems)
+    problems += _missing(x, [], features) if not problems else []
+    if problems:
+        raise refuse(problems)
+    return InferRequest(
+        id=None,
+        question=Question(x, coverage=(default_coverage,)),
+        outputs=OUTPUTS,
+        binary=frozenset(OUTPUTS),
+        timeout_seconds=None,
+        warnings=warnings_about(x, [], features),
+    )
+
+
+def _document(text: bytes) -> dict[str, Any]:
+    if not text:
+        raise InvalidRequestError("the body is empty; send JSON")
+    try:
+        request = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}{_literal(text)}") from error
+    if not isinstance(request, dict):
+        raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"inputs": [...]}}')
+    return request
+
+
+def _literal(text: bytes) -> str:
+    """What some clients write into JSON and JSON has not, if that is what is wrong."""
+    found: list[str] = []
+
+    def note(literal: str) -> float:
+        found.append(literal)
+        return _LITERALS[literal]
+
+    try:
+        json.loads(text, parse_constant=note, parse_int=float)
+    except (ValueError, RecursionError):
+        return ""
+    return f" ({found[0]} is no number of JSON; a missing value is null)" if found else " (a number is beyond float64)"
+
+
+def _outputs(given: object, *, default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The outputs asked for, and those of them wanted as raw bytes."""
+    if given is None or given == []:
+        return OUTPUTS, frozenset(OUTPUTS if default else ())
+    if not isinstance(given, list):
+        raise InvalidRequestError(f"'outputs' is {json_type(given)}; give an array")
+    binary: dict[str, bool] = {}
+    for number, output in enumerate(given):
+        name = output.get("name") if isinstance(output, dict) else output
+        if not isinstance(output, dict) or not isinstance(name, str):
+            raise InvalidRequestError(f'output {number} has no name; give an object such as {{"name": "mean"}}')
+        if name not in OUTPUTS:
+            raise InvalidRequestError(
+                f"{name[:100]!r} is no output of this model{nearest(name, OUTPUTS)} (known: {', '.join(OUTPUTS)})"
+            )
+        if name in binary:
+            raise InvalidRequestError(f"output {name!r} is asked for twice")
+        what = f"output {name!r}"
+        options = parameters(output, what)
+        for key in ("classification", "shared_memory_region"):
+            if options.get(key):
+                raise InvalidRequestError(f"{what} is wanted with {key!r}, which this server does not offer")
+        wanted = flag(options, "binary_data", what)
+        binary[name] = default if wanted is None else wanted
+    return tuple(binary), frozenset(name for name, wanted in binary.items() if wanted)
+
+
+def _coverage(options: Mapping[str, Any], tensor: Tensor | None, *, default: float) -> tuple[float, ...]:
+    """From the parameter, a number or numbers with commas between, or from the tensor."""
+    given = options.get(COVERAGE)
+    if given is not None and tensor is not None:
+        raise InvalidRequestError("coverage is given as a parameter and as a tensor; give one of them")
+    if tensor is not None:
+        if tensor.datatype not in ("FP16", "FP32", "FP64") or len(tensor.shape) != 1:
+            raise InvalidRequestError(
+                f"input 'coverage' is {tensor.datatype} of shape {list(tensor.shape)}; give FP64 of shape [k]"
+            )
+        # FP32 0.9 is 0.899999976, whose rank among the calibration rows may be another
+        values = tuple(float(str(NUMBERS[tensor.datatype].type(value))) for value in tensor.values)
+    elif given is None:
+        return (default,)
+    elif isinstance(given, str):
+        try:
+            values = tuple(float(part) for part in given.split(","))
+        except ValueError:
+            raise InvalidRequestError(f"parameter 'coverage' is {given[:100]!r}; give numbers with commas between") from None
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        values = (float(given),)
+    else:
+        raise InvalidRequestError(f"parameter 'coverage' is {json_type(given)}; give a number, or a text such as '0.5,0.9'")
+    for value in values:
+        if not 0 < value < 1:
+            raise InvalidRequestError(f"coverage {value:g} is not between 0 and 1, both excluded")
+    return values
+
+
+def _rows(tensors: Mapping[str, Tensor], features: Features) -> int:
+    """How many rows the tensors hold, once their names and shapes are known to fit the model."""
+    width = len(features.names)
+    whole = tensors.get(WHOLE)
+    if whole is not None:
+        others = [name for name in tensors if name != WHOLE]
+        if others:
+            raise InvalidRequestError(f"input {others[0][:100]!r} comes beside 'x'; give x alone, or a tensor for each feature")
+        if len(whole.shape) != 2 or whole.shape[1] != width:
+            raise InvalidRequestError(
+                f"input 'x' has shape {list(whole.shape)}; this model takes [rows, {width}] ({', '.join(features.names[:5])}"
+                f"{', ...' if width > 5 else ''})"
+            )
+        return whole.shape[0]
+    rows: int | None = None
+    for name, tensor in tensors.items():
+        if name not in features.positions:
+            known = (*features.names, WHOLE)
+            raise InvalidRequestError(
+                f"{name[:100]!r} is no input of this model{nearest(name, known)}; give x [rows, {width}], or a tensor for each "
+                f"feature ({', '.join(features.names[:5])}{', ...' if width > 5 else ''})"
+            )
+        if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)):
+            raise InvalidRequestError(f"input {name!r} has shape {list(tensor.shape)}; a feature takes [rows] or [rows, 1]")
+        if rows not in (None, tensor.shape[0]):
+            raise InvalidRequestError(f"input {name!r} has {tensor.shape[0]} rows, an input before it has {rows}")
+        rows = tensor.shape[0]
+    if rows is None:
+        raise InvalidRequestError(f"no input holds rows; give x [rows, {width}], or a tensor for each feature")
+    return rows
+
+
+def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Values:
+    """The tensor x as it is: numbers in the model's order, a category as its number in the list of categories."""
+    if tensor.datatype in (TEXT, "BOOL") or isinstance(tensor.values, list):
+        raise InvalidRequestError(
+            f"input 'x' is {tensor.datatype}; give FP64, FP32 or an integer type, or texts in a tensor for each feature"
+        )
+    x = tensor.values.reshape(tensor.shape)
+    _endless(x, features.names, problems)
+    for position, column in enumerate(features.columns):
+        if column.kind in ("boolean", "categorical"):
+            largest = 1 if column.kind == "boolean" else len(column.categories or []) - 1
+            values = x[:, position]
+            wrong = ~np.isnan(values) & ((values % 1 != 0) | (values < 0) | (values > largest))
+            expected = "0 or 1" if column.kind == "boolean" else f"the number of a category, 0 to {largest}"
+            problems += [
+                Problem(f"{values[row]:g} in x is not {expected}", row=row, feature=column.name)
+                for row in np.flatnonzero(wrong)[: LISTED_PROBLEMS + 1].tolist()
+            ]
+    return x
+
+
+def _by_feature(
+    tensors: Mapping[str, Tensor], rows: int, features: Features, unknown: list[UnknownCategory], problems: list[Problem]
+) -> Values:
+    """Rows from a tensor for each feature; a feature without one is missing."""
+    x = np.full((rows, len(features.names)), math.nan)
+    for name, tensor in tensors.items():
+        position = features.positions[name]
+        values: Any = tensor.values
+        if not isinstance(values, list):
+            _endless(values[:, None], (name,), problems)
+            if features.columns[position].kind in ("numeric", "datetime"):
+                x[:, position] = values
+                continue
+            values = [None if math.isnan(value) else value for value in values.tolist()]
+        x[:, position] = read_column(values, position, features, unknown, problems)
+    return x
+
+
+def _endless(x: Values, names: Sequence[str], problems: list[Problem]) -> None:
+    if np.isinf(x).any():
+        places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
+        problems += [Problem("is infinite; give a finite number", row=row, feature=names[column]) for row, column in places]
+
+
+def _missing(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
+    """Problems with values missing from features that never missed one in training: a model without gaps cannot fill them.
+
+    V1 only warns of them. Here a NaN is far more often a client's mistake, and what a client does with a warning is unknown.
+    """
+    missing = np.isnan(x) & features.never_missing
+    if not missing.any():
+        return []
+    for item in unknown:
+        missing[item.row, item.feature] = False
+    places = np.argwhere(missing)[: LISTED_PROBLEMS + 1].tolist()
+    sentence = "is missing (NaN, null, or no tensor); it never was in training"
+    return [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
+
+
+def _id(request: Mapping[str, Any]) -> str | None:
+    given = request.get("id")
+    if given is not None and not isinstance(given, str):
+        raise InvalidRequestError(f"'id' is {json_type(given)}; give a text")
+    return given
+
+
+def _timeout(options: Mapping[str, Any]) -> float | None:
+    """In seconds; 0 is none, as in Triton."""
+    given = options.get("timeout")
+    if given is None:
+        return None
+    if type(given) is not int or given < 0:
+        raise InvalidRequestError(f"parameter 'timeout' is {given if isinstance(given, int | float) else json_type(given)}; "
+                                  "give whole microseconds")  # fmt: skip
+    return given / 1e6 or None
+
+
+def _check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
+    for name in outputs:
+        finite: NDArray[np.bool_] = np.isfinite(arrays[name])
+        if not finite.all():
+            rows = np.unique(np.argwhere(~finite)[:, 0])[: LISTED_PROBLEMS + 1].tolist()
+            far = f"{name} is not a finite number: the row is too far from the training rows"
+            raise refuse([Problem(far, row=row) for row in rows])
+
+
+def _datatype(array: NDArray[Any]) -> str:
+    return f"FP{8 * array.dtype.itemsize}"
+
+
+def _warnings(warnings: Mapping[int, Sequence[str]]) -> str:
+    """All warnings as one text, parameters being scalars."""
+    text = "; ".join(f"row {row}: {', '.join(sentences)}" for row, sentences in sorted(warnings.items())[:LISTED_PROBLEMS])
+    more = len(warnings) - LISTED_PROBLEMS
+    return text[:_MOST_PARAMETERS_TEXT] + (f"; and {more} more rows" if more > 0 else "")

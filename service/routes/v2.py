@@ -1,0 +1,76 @@
+"""The Open Inference Protocol (V2) beside inference and health: what server and models are, and the model repository."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+import service
+from service.codecs.documents import tensor_metadata
+from service.codecs.features import json_type
+from service.errors import InvalidRequestError
+from service.repository import Entry
+from service.routes.answers import json_answer, read_body
+from service.state import state_of
+
+EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
+
+router = APIRouter(tags=["open inference protocol"])
+
+
+@router.get("/v2", summary="Server metadata")
+@router.get("/v2/", include_in_schema=False)
+async def server_metadata() -> Response:
+    """Name, version and protocol extensions of the server."""
+    return json_answer({"name": "errorbar", "version": service.__version__, "extensions": EXTENSIONS})
+
+
+@router.get("/v2/models/{name}", summary="Model metadata")
+async def model_metadata(request: Request) -> Response:
+    """Inputs and outputs of a model as tensors."""
+    return _metadata(request)
+
+
+@router.get("/v2/models/{name}/versions/{version}", summary="Metadata of a model's version")
+async def version_metadata(request: Request) -> Response:
+    """Inputs and outputs of a version as tensors."""
+    return _metadata(request)
+
+
+@router.post("/v2/repository/index", summary="Index of the model repository")
+async def repository_index(request: Request) -> Response:
+    """Every version that the repository holds, with its state; `{"ready": true}` asks for those that can answer only."""
+    state = state_of(request)
+    body = await read_body(request.scope, request.receive, limit=state.settings.max_body_bytes)
+    only_ready = _asked(body).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidRequestError(f"'ready' is {json_type(only_ready)}; give true or false")
+    index = [line for name, entry in sorted(state.repository.entries.items()) for line in _index(name, entry)]
+    return json_answer([line for line in index if line["state"] == "READY" or not only_ready])
+
+
+def _metadata(request: Request) -> Response:
+    repository = state_of(request).repository
+    model = repository.model(**request.path_params)
+    return json_answer(tensor_metadata(model, [*repository.entry(model.name).served]))
+
+
+def _index(name: str, entry: Entry) -> list[dict[str, Any]]:
+    lines = []
+    for version in sorted(entry.served.keys() | entry.failures.keys() | entry.unloaded):
+        ready = version in entry.served
+        reason = entry.failures.get(version, "" if ready else "not loaded")
+        lines.append({"name": name, "version": str(version), "state": "READY" if ready else "UNAVAILABLE", "reason": reason})
+    return lines
+
+
+def _asked(body: bytes) -> dict[str, Any]:
+    """The optional object that a repository request holds."""
+    try:
+        asked = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+    if not isinstance(asked, dict):
+        raise InvalidRequestError(f"the body is {json_type(asked)}; send an object, or nothing")
+    return asked

@@ -1,0 +1,265 @@
+import math
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service.codecs.features import features_of
+from service.codecs.infer import OUTPUTS, InferRequest, answer, read_infer
+from service.codecs.rows import Limits
+from service.errors import InvalidRequestError, TooLargeError
+from service.inference.predictions import Question
+from tests.model_files import MIXED, NUMERIC
+
+NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)
+X = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}
+
+
+def read(request, features=NUMERIC_FEATURES, json_bytes=None, **limits):
+    body = request if isinstance(request, bytes) else orjson.dumps(request)
+    limits = Limits(**({"rows": 100, "answer_values": 1000} | limits))
+    return read_infer(body, json_bytes=json_bytes, features=features, targets=1, default_coverage=0.9, limits=limits)
+
+
+def refusal(request, **arguments):
+    with pytest.raises(InvalidRequestError) as caught:
+        read(request, **arguments)
+    return caught.value
+
+
+def column(name, datatype, *data):
+    return {"name": name, "shape": [len(data)], "datatype": datatype, "data": data}
+
+
+def test_a_whole_tensor_with_defaults():
+    request = read({"inputs": [X], "model_name": "ignored"})
+    assert request.question.x.tolist() == [[1, 2]]
+    assert (request.question.coverage, request.outputs, request.binary) == ((0.9,), OUTPUTS, frozenset())
+    assert (request.id, request.timeout_seconds, request.warnings) == (None, None, {})
+
+
+def test_a_tensor_for_each_feature_in_any_order():
+    inputs = [
+        column("when", "BYTES", "2021-01-01", None),
+        column("colour", "BYTES", "red", None),
+        column("open", "BOOL", True, False),
+        column("b", "INT32", 4, 5),
+        {"name": "a", "shape": [2, 1], "datatype": "FP32", "data": [[0.5], [1.5]]},
+    ]
+    x = read({"inputs": inputs}, MIXED_FEATURES).question.x
+    np.testing.assert_equal(x, [[0.5, 4, 2, 1, 1609459200.0], [1.5, 5, math.nan, 0, math.nan]])
+
+
+def test_a_feature_with_gaps_in_training_may_be_left_out():
+    inputs = [column("a", "FP64", 1), column("b", "FP64", 1), column("open", "INT8", 1)]
+    assert np.isnan(read({"inputs": inputs}, MIXED_FEATURES).question.x).tolist() == [[False, False, True, False, True]]
+
+
+@pytest.mark.parametrize("data", [[1, None], [None, None]])
+def test_a_value_missing_where_none_was_in_training_is_refused(data):
+    assert "feature 'b': is missing (NaN, null, or no tensor); it never was in training" in str(
+        refusal({"inputs": [X | {"data": data}]}).problems[-1]
+    )
+
+
+def test_nan_in_raw_bytes_is_a_missing_value_too():
+    body = np.array([[1, math.nan]]).tobytes()
+    assert [str(problem) for problem in refusal(body, json_bytes=0).problems] == [
+        "row 0, feature 'b': is missing (NaN, null, or no tensor); it never was in training"
+    ]
+    complete = np.array([[1, 2, math.nan, 1, 1.65e9]])
+    np.testing.assert_equal(read(complete.tobytes(), MIXED_FEATURES, json_bytes=0).question.x, complete)
+
+
+def test_infinity_is_refused_by_row_and_feature():
+    body = np.array([[1, 2], [math.inf, 2]]).tobytes()
+    assert [str(problem) for problem in refusal(body, json_bytes=0).problems] == [
+        "row 1, feature 'a': is infinite; give a finite number"
+    ]
+
+
+def test_unknown_categories_warn_or_with_strict_refuse():
+    inputs = [column("a", "FP64", 1), column("b", "FP64", 1), column("open", "BOOL", True), column("colour", "BYTES", "gren")]
+    assert read({"inputs": inputs}, MIXED_FEATURES).warnings == {
+        0: ["colour 'gren' is an unknown category (known: blue, green, red)"]
+    }
+    refused = refusal({"inputs": inputs, "parameters": {"strict": True}}, features=MIXED_FEATURES)
+    assert "did you mean 'green'" in refused.sentence
+
+
+def test_numbers_that_are_no_category_are_refused_in_the_whole_tensor():
+    data = [1, 1, 3, 2, 1.65e9]
+    problems = refusal({"inputs": [X | {"shape": [1, 5], "data": data}]}, features=MIXED_FEATURES).problems
+    assert [str(problem) for problem in problems] == [
+        "row 0, feature 'colour': 3 in x is not the number of a category, 0 to 2",
+        "row 0, feature 'open': 2 in x is not 0 or 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "tensors", "expected"),
+    [
+        ({"coverage": 0.5}, [], (0.5,)),
+        ({"coverage": "0.5, 0.9"}, [], (0.5, 0.9)),
+        ({}, [column("coverage", "FP64", 0.5, 0.95)], (0.5, 0.95)),
+        ({}, [column("coverage", "FP32", 0.9)], (0.9,)),
+        ({}, [{"name": "coverage", "shape": [0], "datatype": "FP64", "data": []}], ()),
+    ],
+)
+def test_coverage_as_parameter_or_tensor(options, tensors, expected):
+    assert read({"inputs": [X, *tensors], "parameters": options}).question.coverage == expected
+
+
+def test_only_the_outputs_asked_for_in_the_form_asked_for():
+    asked = [{"name": "std"}, {"name": "mean", "parameters": {"binary_data": False}}]
+    request = read({"inputs": [X], "outputs": asked, "parameters": {"binary_data_output": True, "coverage": 0.5}})
+    assert (request.outputs, request.binary) == (("std", "mean"), {"std"})
+    assert request.question.coverage == ()  # of no matter to mean and std
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(1500, 0.0015), (0, None)])
+def test_timeout_is_in_microseconds_and_0_is_none(timeout, seconds):
+    assert read({"inputs": [X], "parameters": {"timeout": timeout}}).timeout_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (b"", "the body is empty; send JSON"),
+        (b'{"inputs": [', "the body is not valid JSON: "),
+        (b"[" * 100_000, "the body is not valid JSON: "),
+        (b'{"inputs": [{"data": [NaN]}]}', "(NaN is no number of JSON; a missing value is null)"),
+        (b'{"inputs": [{"data": [1e999]}]}', "(a number is beyond float64)"),
+        (b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, ' + b"9" * 5000 + b"]}]}", ""),
+        ([], "the body is an array; send an object"),
+        ({"inputs": [X | {"shape": [1, 3], "data": [1, 2, 3]}]}, "'x' has shape [1, 3]; this model takes [rows, 2] (a, b)"),
+        ({"inputs": [X | {"shape": [2]}]}, "input 'x' has shape [2]; this model takes [rows, 2] (a, b)"),
+        ({"inputs": [X | {"datatype": "BYTES", "data": ["1", "2"]}]}, "'x' is BYTES; give FP64, FP32 or an integer type"),
+        ({"inputs": [X | {"name": "X"}]}, "'X' is no input of this model; give x [rows, 2], or a tensor for"),
+        ({"inputs": [X, column("a", "FP64", 1)]}, "input 'a' comes beside 'x'; give x alone, or a tensor for each feature"),
+        ({"inputs": [column("a", "FP64", 1), column("b", "FP64", 1, 2)]}, "input 'b' has 2 rows, an input before it has 1"),
+        ({"inputs": [X | {"name": "a"}]}, "input 'a' has shape [1, 2]; a feature takes [rows] or [rows, 1]"),
+        ({"inputs": [column("coverage", "FP64", 0.5)]}, "no input holds rows; give x [rows, 2], or a tensor for each feature"),
+        ({"inputs": [X], "outputs": [{"name": "means"}]}, "'means' is no output of this model; did you mean 'mean'"),
+        ({"inputs": [X], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' is asked for twice"),
+        ({"inputs": [X], "outputs": ["mean"]}, "output 0 has no name"),
+        ({"inputs": [X], "outputs": {}}, "'outputs' is an object; give an array"),
+        ({"inputs": [X], "outputs": [{"name": "mean", "parameters": {"classification": 2}}]}, "which this server"),
+        ({"inputs": [X], "outputs": [{"name": "mean", "parameters": {"binary_data": 1}}]}, "is a number; give true or"),
+        ({"inputs": [X], "parameters": {"coverage": 1.5}}, "coverage 1.5 is not between 0 and 1, both excluded"),
+        ({"inputs": [X], "parameters": {"coverage": "a,b"}}, "parameter 'coverage' is 'a,b'; give numbers with commas between"),
+        ({"inputs": [X], "parameters": {"coverage": [0.5]}}, "parameter 'coverage' is an array; give a number, or a text"),
+        ({"inputs": [X, column("coverage", "INT8", 1)]}, "input 'coverage' is INT8 of shape [1]; give FP64 of shape [k]"),
+        ({"inputs": [X, column("coverage", "FP64", 0.5)], "parameters": {"coverage": 0.5}}, "coverage is given as a parameter"),
+        ({"inputs": [X], "parameters": {"timeout": "soon"}}, "parameter 'timeout' is a text; give whole microseconds"),
+        ({"inputs": [X], "parameters": {"timeout": -5}}, "parameter 'timeout' is -5; give whole microseconds"),
+        ({"inputs": [X], "parameters": 3}, "the parameters of the request are a number; give an object"),
+        ({"inputs": [X], "id": 7}, "'id' is a number; give a text"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_request_is_said(request_, sentence):
+    assert sentence in refusal(request_).sentence
+
+
+@pytest.mark.parametrize(
+    ("body", "json_bytes", "sentence"),
+    [
+        (b"{}", 3, "Inference-Header-Content-Length is 3, but the body has 2 bytes"),
+        (bytes(15), 0, "the body has 15 bytes; rows of 2 features as FP64 take 16 bytes each"),
+        (orjson.dumps({"inputs": [X]}) + b"1234", len(orjson.dumps({"inputs": [X]})), "the body has 4 bytes more than"),
+    ],
+)
+def test_what_is_wrong_with_the_length_header_is_said(body, json_bytes, sentence):
+    assert sentence in refusal(body, json_bytes=json_bytes).sentence
+
+
+def test_too_many_rows_or_numbers_are_refused():
+    inputs = [X | {"shape": [3, 2], "data": [1, 2] * 3}]
+    with pytest.raises(TooLargeError, match="3 rows; at most 2 are allowed"):
+        read({"inputs": inputs}, rows=2)
+    with pytest.raises(TooLargeError, match="18 numbers; at most 17"):
+        read({"inputs": inputs}, answer_values=17)
+    assert read({"inputs": inputs, "outputs": [{"name": "mean"}]}, answer_values=3).outputs == ("mean",)
+
+
+def made(**changes):
+    fields = {"id": None, "outputs": ("mean", "lower"), "binary": frozenset(), "timeout_seconds": None, "warnings": {}}
+    return InferRequest(question=Question(np.zeros((2, 2)), coverage=(0.5, 0.9)), **(fields | changes))
+
+
+ARRAYS = {"mean": np.array([[1.5], [2.5]], dtype=np.float32), "lower": np.arange(4, dtype=np.float64).reshape(2, 1, 2)}
+
+
+def test_an_answer_as_json():
+    written = answer(made(id="7", warnings={1: ["a is odd", "b too"]}), ARRAYS, name="m", version="3")
+    assert written.json_bytes is None
+    assert orjson.loads(written.body) == {
+        "model_name": "m",
+        "model_version": "3",
+        "id": "7",
+        "parameters": {"warnings": "row 1: a is odd, b too"},
+        "outputs": [
+            {"name": "mean", "datatype": "FP32", "shape": [2, 1], "data": [1.5, 2.5]},
+            {"name": "lower", "datatype": "FP64", "shape": [2, 1, 2], "data": [0, 1, 2, 3]},
+        ],
+    }
+
+
+def test_an_answer_with_raw_bytes():
+    written = answer(made(binary=frozenset(["lower"])), ARRAYS, name="m", version="3")
+    mean, lower = orjson.loads(written.body[: written.json_bytes])["outputs"]
+    assert mean["data"] == [1.5, 2.5]
+    assert lower == {"name": "lower", "datatype": "FP64", "shape": [2, 1, 2], "parameters": {"binary_data_size": 32}}
+    assert np.frombuffer(written.body[written.json_bytes :]).tolist() == [0, 1, 2, 3]
+
+
+def test_an_answer_never_holds_a_number_that_is_not_finite():
+    arrays = ARRAYS | {"lower": np.array([[[0.0, 1.0]], [[math.inf, 1.0]]])}
+    with pytest.raises(InvalidRequestError, match="row 1: lower is not a finite number: the row is too far from"):
+        answer(made(binary=frozenset(["lower"])), arrays, name="m", version="1")
+
+
+def test_many_warnings_are_cut():
+    written = answer(made(warnings={row: ["odd"] for row in range(25)}), ARRAYS, name="m", version="1")
+    assert orjson.loads(written.body)["parameters"]["warnings"].endswith("row 19: odd; and 5 more rows")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=8,
+)
+names = st.sampled_from(["x", "a", "b", "colour", "open", "when", "coverage"])
+shapes = st.lists(st.integers(-1, 3), max_size=3)
+datatypes = st.sampled_from(["FP64", "FP32", "INT8", "BOOL", "BYTES", "FLOAT"])
+options = st.dictionaries(
+    st.sampled_from(["binary_data_size", "binary_data", "coverage", "timeout", "strict"]), json_values, max_size=2
+)
+tensors = st.fixed_dictionaries(
+    {"name": names | json_values, "shape": shapes | json_values, "datatype": datatypes | json_values},
+    optional={"data": st.lists(json_values, max_size=6) | json_values, "parameters": options},
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=4) | json_values},
+    optional={"outputs": json_values, "parameters": options, "id": json_values},
+)
+
+
+@given(requests, st.binary(max_size=40), st.none() | st.integers(0, 60))
+@example({"inputs": [X | {"data": [1, 10**400]}]}, b"", None)
+def test_no_request_whatever_is_a_bug(request_, raw, json_bytes):
+    try:
+        text = orjson.dumps(request_)
+    except TypeError:  # an integer beyond 64 bits
+        import json
+
+        text = json.dumps(request_).encode()
+    for features in (NUMERIC_FEATURES, MIXED_FEATURES):
+        for body, length in ((text, None), (text + raw, len(text)), (text + raw, json_bytes), (raw, json_bytes)):
+            try:
+                question = read(body, features, json_bytes=length).question
+            except (InvalidRequestError, TooLargeError):
+                continue
+            assert not np.isinf(question.x).any()
