@@ -19,13 +19,17 @@ from service.routes import health, repository, v2
 from service.routes.answers import add_error_handlers
 from service.routes.hot import HotRoutes
 from service.routes.openapi import openapi_document
+from service.security import Guard, Keys
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI application. Raises DeviceError where the device that must be used does not run."""
+    """The service as an ASGI application.
+
+    Raises DeviceError where the device that must be used does not run, KeysError where the file of keys is bad.
+    """
     state = _service_state(settings)
     app = FastAPIOffline(  # Swagger UI from this server: /docs works without a way out to the internet
         docs_url="/docs",
@@ -42,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(repository.router)
     add_error_handlers(app)
     app.add_middleware(HotRoutes, state=state)
+    app.add_middleware(Guard, keys=None if settings.keys is None else Keys(settings.keys))
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
 
     def openapi() -> dict[str, Any]:

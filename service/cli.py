@@ -1,8 +1,9 @@
-"""`python -m service [serve]` and `python -m service health`."""
+"""`python -m service [serve]`, `python -m service health`, `python -m service new-key`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import httpx
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["health"]:
         return _health(given[1:])
+    if given[:1] == ["new-key"]:
+        return _new_key(given[1:])
     return _serve(given[1:] if given[:1] == ["serve"] else given)
 
 
@@ -27,13 +30,14 @@ def _serve(arguments: list[str]) -> int:
     if settings is None:
         return 2
     from service.inference.session import DeviceError
+    from service.security import KeysError
     from service.server import serve
     from service.telemetry import configure_logging
 
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     try:
         return serve(settings)
-    except DeviceError as error:
+    except (DeviceError, KeysError) as error:
         return _fail(f"the service does not start: {error}", status=1)
     except KeyboardInterrupt:  # before uvicorn took the signal over
         return 0
@@ -78,6 +82,26 @@ def _health(arguments: list[str]) -> int:
         sys.stdout.write(f"{url} is ready\n")
         return 0
     return _fail(f"{url} answers {response.status_code}: {response.text[:1000]}", status=1)
+
+
+def _new_key(arguments: list[str]) -> int:
+    """Print a new key once, and add its hash to a file of keys."""
+    from service.security import KeysError, add_key
+
+    parser = argparse.ArgumentParser(
+        prog=f"{_PROGRAM} new-key",
+        description="Print a new key, and add its hash to a file for the setting `keys`. The key itself is not stored.",
+    )
+    parser.add_argument("file", type=Path, help="file of keys; made if it is not there")
+    parser.add_argument("--name", required=True, help="whose key it is; stands in the file and in refusals")
+    parser.add_argument("--scope", choices=["predict", "admin"], default="predict", help="default: predict")
+    options = parser.parse_args(arguments)
+    try:
+        key = add_key(options.file, name=options.name, scopes=frozenset([options.scope]))
+    except (KeysError, OSError) as error:
+        return _fail(str(error), status=1)
+    sys.stdout.write(f"{key}\n")
+    return 0
 
 
 def _fail(sentence: str, *, status: int) -> int:

@@ -53,6 +53,18 @@ class InvalidRequestError(ServiceError):
     status = 400
 
 
+class UnauthorizedError(ServiceError):
+    """No key, or none that the service knows."""
+
+    status = 401
+
+
+class ForbiddenError(ServiceError):
+    """The key does not allow this."""
+
+    status = 403
+
+
 class NotFoundError(ServiceError):
     """There is no such route, model, version or label."""
 

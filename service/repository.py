@@ -25,6 +25,8 @@ logger = logging.getLogger("service")
 
 MODEL_FILE = "model.onnx"
 LABELS_FILE = "labels.json"
+UNLOADED_FILE = "unloaded"
+"""Beside a model's versions, it keeps all of them unloaded: in every process that serves the folder, and after a restart."""
 
 Load = Callable[[Path, str, int], ServedModel]
 """`load(path, name, version)`; raises ArtifactError or DeviceError with the reason."""
@@ -43,6 +45,7 @@ class Found:
     versions: dict[int, Signature]
     labels: dict[str, int]
     labels_problem: str | None = None
+    unloaded: bool = False
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Entry:
     """Present, but older than those kept loaded."""
     labels: dict[str, int] = field(default_factory=dict)
     labels_problem: str | None = None
+    unloaded_by_hand: bool = False
+    """Somebody asked for it, through `Repository.unload`; it keeps nobody from being ready."""
 
     @property
     def default(self) -> ServedModel | None:
@@ -85,7 +90,8 @@ class Repository:
         if not self.entries:
             what = "has no model yet" if self.path.is_dir() else "does not exist yet"
             return f"the model repository {self.path} {what}; waiting for <name>/<version>/{MODEL_FILE}"
-        reasons = [_not_ready(name, entry) for name, entry in sorted(self.entries.items()) if entry.default is None]
+        missing = [item for item in sorted(self.entries.items()) if item[1].default is None and not item[1].unloaded_by_hand]
+        reasons = [_not_ready(name, entry) for name, entry in missing]
         return "; ".join(reasons) or None
 
     def model(self, name: str, *, version: str | None = None, label: str | None = None) -> ServedModel:
@@ -119,6 +125,8 @@ class Repository:
             return entry.served[number]
         if number in entry.failures:
             raise UnavailableError(f"version {number} of model {name!r} cannot be served: {entry.failures[number]}")
+        if entry.unloaded_by_hand:
+            raise UnavailableError(_not_ready(name, entry))
         if number in entry.unloaded:
             raise NotFoundError(
                 f"version {number} of model {name!r} is not loaded: only the newest {self._loaded_versions} versions are "
@@ -126,6 +134,32 @@ class Repository:
             )
         versions = [str(version) for version in sorted(entry.served)]
         raise NotFoundError(f"model {name!r} has no version {number}; it has {_listed(versions, 'none that is ready')}")
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service until `load`. Raises NotFoundError; UnavailableError where the folder is read-only."""
+        self.entry(name)
+        try:
+            (self.path / name / UNLOADED_FILE).touch()
+        except OSError as error:
+            raise UnavailableError(f"the repository cannot be written, so {name!r} stays loaded ({error.strerror})") from error
+        await self.rescan()
+
+    async def load(self, name: str) -> None:
+        """Take a model into service, and try again what failed. Raises NotFoundError; UnavailableError where none can serve."""
+        if not MODEL_NAME.fullmatch(name):
+            raise NotFoundError(f"{name[:100]!r} is no name of a model")
+        try:
+            (self.path / name / UNLOADED_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise UnavailableError(
+                f"the repository cannot be written, so {name!r} stays as it is ({error.strerror})"
+            ) from error
+        entry = self.entries.get(name, Entry())
+        for version in entry.failures:
+            entry.signatures.pop(version, None)
+        await self.rescan()
+        if self.entry(name).default is None:
+            raise UnavailableError(_not_ready(name, self.entries[name]))
 
     async def rescan(self) -> None:
         """Bring the served models in step with the folder; one scan at a time."""
@@ -176,7 +210,8 @@ class Repository:
             if MODEL_NAME.fullmatch(folder.name):
                 versions = _versions(folder)
                 if versions:
-                    found[folder.name] = Found(versions, *_labels(folder / LABELS_FILE))
+                    labels, problem = _labels(folder / LABELS_FILE)
+                    found[folder.name] = Found(versions, labels, problem, unloaded=(folder / UNLOADED_FILE).exists())
             elif not folder.name.startswith(".") and folder.name not in self._refused_names:
                 self._refused_names.add(folder.name)
                 logger.warning("%s is left out: a model's name is letters, digits, '.', '_' and '-'", folder)
@@ -185,7 +220,7 @@ class Repository:
     async def _update(self, name: str, found: Found) -> bool:
         """Bring one model in step with its folder; whether something changed."""
         entry = self.entries.get(name) or Entry()
-        before = (dict(entry.served), dict(entry.failures), entry.unloaded, dict(entry.labels), entry.labels_problem)
+        before = _state(entry)
         if found.labels_problem not in (None, entry.labels_problem):
             logger.error("labels of %s stay as they were: %s", name, found.labels_problem)
         entry.labels_problem = found.labels_problem
@@ -194,6 +229,8 @@ class Repository:
         kept = set[int]()
         good = 0  # a refused version takes no good one's place
         for version in newest_first:
+            if found.unloaded:
+                break
             if good >= self._loaded_versions and version not in labels.values():
                 continue
             if entry.signatures.get(version) != found.versions[version]:
@@ -204,13 +241,14 @@ class Repository:
         # Only now: there is no moment in which a request finds neither the old nor the new.
         entry.labels = labels
         entry.unloaded = frozenset(found.versions.keys() - kept)
+        entry.unloaded_by_hand = found.unloaded
         self.entries[name] = entry
         for version in entry.signatures.keys() - kept:
             del entry.signatures[version]
             entry.failures.pop(version, None)
             if entry.served.pop(version, None):
                 logger.info("model %s version %d is no longer served", name, version)
-        return before != (entry.served, entry.failures, entry.unloaded, entry.labels, entry.labels_problem)
+        return before != _state(entry)
 
     async def _take_in(self, name: str, version: int, entry: Entry) -> None:
         path = self.path / name / str(version) / MODEL_FILE
@@ -234,6 +272,10 @@ class Repository:
         if waiting_for is not None and waiting_for != self._waiting_for:
             logger.warning("not ready: %s", waiting_for)
         self._waiting_for = waiting_for
+
+
+def _state(entry: Entry) -> tuple[object, ...]:
+    return dict(entry.served), dict(entry.failures), entry.unloaded, dict(entry.labels), entry.labels_problem
 
 
 def _inode(folder: Path) -> int | None:
@@ -285,6 +327,8 @@ def _labels(path: Path) -> tuple[dict[str, int], str | None]:
 
 
 def _not_ready(name: str, entry: Entry) -> str:
+    if entry.unloaded_by_hand:
+        return f"model {name!r} was unloaded; POST /v2/repository/models/{name}/load takes it in again"
     version = max(entry.failures)
     return f"model {name!r} has no version that can be served; version {version}: {entry.failures[version]}"
 

@@ -1,5 +1,6 @@
 """The HTTP server process: uvicorn, with a drain phase before it closes its sockets."""
 
+import ipaddress
 import logging
 import signal
 import time
@@ -46,7 +47,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; returns the exit status. Raises DeviceError where the device that must be used does not run."""
+    """Serve until a signal; returns the exit status. Raises DeviceError and KeysError as `create_app` does."""
     app = create_app(settings)
     state: ServiceState = app.state.service
     config = uvicorn.Config(
@@ -60,6 +61,15 @@ def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)
+    if settings.keys is None and not _is_loopback(settings.host):
+        logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
     server = DrainingServer(config, state)
     server.run()
     return 0 if server.started else 1
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

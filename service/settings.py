@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     port: Port = 8000
     """Port to listen on; 0 takes any free one, which the log names."""
 
+    keys: Path | None = None
+    """File of hashed keys (`python -m service new-key` makes it); with it every request but a health probe needs a key. It is
+    read again when it changes. Without it, predictions are open and loading and unloading of models is closed."""
+
     device: DevicePolicy = "cpu"
     """cpu; cuda (the service does not start unless CUDA really runs); prefer-cuda (falls back to the CPU and says so)."""
     threads: Annotated[int, Field(ge=0)] = 1

@@ -9,6 +9,7 @@ from starlette.responses import Response
 import service
 from service.codecs.documents import tensor_metadata
 from service.codecs.features import json_type
+from service.codecs.tensors import parameters
 from service.errors import InvalidRequestError
 from service.repository import Entry
 from service.routes.answers import json_answer, read_body
@@ -50,6 +51,30 @@ async def repository_index(request: Request) -> Response:
     return json_answer([line for line in index if line["state"] == "READY" or not only_ready])
 
 
+@router.post("/v2/repository/models/{name}/load", summary="Load a model")
+async def load(request: Request) -> Response:
+    """Take a model in again after `unload`, and try again what failed. Needs a key of scope `admin`."""
+    await _no_overrides(request)
+    await state_of(request).repository.load(request.path_params["name"])
+    return Response()
+
+
+@router.post("/v2/repository/models/{name}/unload", summary="Unload a model")
+async def unload(request: Request) -> Response:
+    """Take a model out of service until it is loaded again; its files stay. Needs a key of scope `admin`."""
+    await _no_overrides(request)
+    await state_of(request).repository.unload(request.path_params["name"])
+    return Response()
+
+
+async def _no_overrides(request: Request) -> None:
+    """Raise InvalidRequestError for parameters that would bring a model from elsewhere than the repository."""
+    body = await read_body(request.scope, request.receive, limit=state_of(request).settings.max_body_bytes)
+    for name in parameters(_asked(body), "the request"):
+        if name != "unload_dependents":  # what Triton's client always sends; no model depends on another here
+            raise InvalidRequestError(f"parameter {name[:100]!r} is not taken; models come from the repository only")
+
+
 def _metadata(request: Request) -> Response:
     repository = state_of(request).repository
     model = repository.model(**request.path_params)
@@ -60,7 +85,7 @@ def _index(name: str, entry: Entry) -> list[dict[str, Any]]:
     lines = []
     for version in sorted(entry.served.keys() | entry.failures.keys() | entry.unloaded):
         ready = version in entry.served
-        reason = entry.failures.get(version, "" if ready else "not loaded")
+        reason = entry.failures.get(version, "" if ready else "unloaded" if entry.unloaded_by_hand else "not loaded")
         lines.append({"name": name, "version": str(version), "state": "READY" if ready else "UNAVAILABLE", "reason": reason})
     return lines
 

@@ -1,0 +1,163 @@
+"""Keys: who may ask for predictions, and who may load and unload models. The file of keys holds hashes, never a key.
+
+A key is 256 random bits, so one round of SHA-256 hides it; slow hashes are for what people think up.
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from models.artifact import write_atomically
+from service.errors import ForbiddenError, ServiceError, UnauthorizedError
+from service.routes.answers import error_answer, header
+
+logger = logging.getLogger("service")
+
+KeyScope = Literal["predict", "admin"]
+"""`admin` may do all that `predict` may, and load and unload models."""
+
+OPEN_PATHS = frozenset(["/v2/health/live", "/v2/health/ready", "/ping"])
+"""What probes ask, without a key."""
+ADMIN_PATHS = ("/v2/repository/models/",)
+"""What begins so changes what is served."""
+
+_PREFIX = "eb_"
+_CHECK_SECONDS = 1.0
+
+
+class KeysError(ValueError):
+    """A file of keys that cannot be used, with the reason."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Key(_Part):
+    """One key of the file."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    scopes: Annotated[frozenset[KeyScope], Field(min_length=1)]
+
+
+class _File(_Part):
+    keys: list[Key]
+
+
+class Keys:
+    """The keys of a file. It is read again when it has changed; a changed file that is bad leaves the keys that were."""
+
+    def __init__(self, path: Path):
+        """Raises KeysError."""
+        self._path = path
+        self._keys = read_keys(path)
+        self._signature = _signature(path)
+        self._next_check = time.monotonic() + _CHECK_SECONDS
+
+    def check(self, presented: bytes | None, scope: KeyScope) -> None:
+        """Raise UnauthorizedError or ForbiddenError unless `presented` is a key that has `scope`."""
+        self._refresh()
+        if presented is None:
+            raise UnauthorizedError("this service needs a key; send the header 'Authorization: Bearer <key>'")
+        digest = hashlib.sha256(presented).hexdigest()
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]  # all of them, whichever it is
+        if not found:
+            raise UnauthorizedError("this key is not known to the service")
+        if not any(scope in key.scopes or "admin" in key.scopes for key in found):
+            raise ForbiddenError(f"key {found[0].name!r} lacks the scope {scope!r}")
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_SECONDS
+        signature = _signature(self._path)
+        if signature == self._signature:
+            return
+        self._signature = signature
+        try:
+            self._keys = read_keys(self._path)
+        except KeysError as error:
+            logger.error("the keys stay as they were: %s", error)  # noqa: TRY400 - the reason says it all
+        else:
+            logger.info("%d keys read from %s", len(self._keys), self._path)
+
+
+class Guard:
+    """ASGI middleware that lets a request pass with the key that its path needs."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys | None):
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ServiceError as error:
+                headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
+                await error_answer(error, headers=headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        admin = scope["path"].startswith(ADMIN_PATHS)
+        if self._keys is None:
+            if admin:
+                raise ForbiddenError("loading and unloading models needs a key of scope 'admin', and this service has no keys "
+                                     "(setting keys)")  # fmt: skip
+        elif scope["path"] not in OPEN_PATHS:
+            self._keys.check(_presented(scope), "admin" if admin else "predict")
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file. Raises KeysError."""
+    try:
+        return _File.model_validate_json(path.read_bytes()).keys
+    except OSError as error:
+        raise KeysError(f"the file of keys {path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise KeysError(
+            f"the file of keys {path} is not valid ({place}: {first['msg']}); `service new-key` writes it"
+        ) from error
+
+
+def add_key(path: Path, *, name: str, scopes: frozenset[KeyScope]) -> str:
+    """A new key, whose hash is added to a file that need not be there yet; it is returned here and stored nowhere.
+
+    Raises KeysError where the file is bad or holds a key of that name.
+    """
+    keys = read_keys(path) if path.exists() else []
+    if any(key.name == name for key in keys):
+        raise KeysError(f"{path} has a key named {name!r}; take another name, or remove that one from the file first")
+    key = _PREFIX + secrets.token_urlsafe(32)
+    try:
+        added = Key(name=name, sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=scopes)
+    except ValidationError as error:
+        raise KeysError(f"a key's name has 1 to 100 characters, not {len(name)}") from error
+    write_atomically(_File(keys=[*keys, added]).model_dump_json(indent=2).encode() + b"\n", path)
+    return key
+
+
+def _presented(scope: Scope) -> bytes | None:
+    kind, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+    return key.strip() if kind.lower() == b"bearer" else header(scope, b"x-api-key")
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

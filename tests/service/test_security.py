@@ -1,0 +1,173 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from service.cli import main
+from service.errors import ForbiddenError, UnauthorizedError
+from service.security import Keys, KeysError, add_key, read_keys
+from tests.service.conftest import running
+
+ROW = {"instances": [[1, 2]]}
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "keys.json"
+
+
+def test_the_file_holds_hashes_and_no_key(file):
+    key = add_key(file, name="ci", scopes=frozenset(["predict"]))
+    assert key not in file.read_text()
+    (stored,) = read_keys(file)
+    assert (stored.name, stored.sha256) == ("ci", hashlib.sha256(key.encode()).hexdigest())
+    with pytest.raises(KeysError, match="has a key named 'ci'"):
+        add_key(file, name="ci", scopes=frozenset(["admin"]))
+    assert add_key(file, name="other", scopes=frozenset(["admin"])) != key
+    assert [stored.name for stored in read_keys(file)] == ["ci", "other"]
+
+
+def test_a_key_has_its_scope_and_admin_has_all(file):
+    user, boss = (add_key(file, name=scope, scopes=frozenset([scope])).encode() for scope in ("predict", "admin"))
+    keys = Keys(file)
+    keys.check(user, "predict")
+    keys.check(boss, "predict")
+    keys.check(boss, "admin")
+    with pytest.raises(ForbiddenError, match="key 'predict' lacks the scope 'admin'"):
+        keys.check(user, "admin")
+    for wrong in (b"", user[:-1], user + b"a", b"eb_", b"\xff\xfe"):
+        with pytest.raises(UnauthorizedError, match="not known"):
+            keys.check(wrong, "predict")
+    with pytest.raises(UnauthorizedError, match="Authorization: Bearer"):
+        keys.check(None, "predict")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "file: Invalid JSON"),
+        ('{"keys": [{"name": "a", "sha256": "12", "scopes": ["predict"]}]}', "keys.0.sha256: String should match"),
+        ('{"keys": [{"name": "a", "sha256": "%s", "scopes": ["root"]}]}' % ("0" * 64), "keys.0.scopes.0: Input should be"),
+        ('{"keys": [{"name": "a", "sha256": "%s", "scopes": []}]}' % ("0" * 64), "keys.0.scopes: "),
+        ('{"key": []}', "keys: Field required"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_place(file, text, reason):
+    file.write_text(text)
+    with pytest.raises(KeysError, match=reason):
+        Keys(file)
+
+
+def test_a_service_with_a_bad_file_does_not_start(file, repository):
+    command = [sys.executable, "-m", "service", "--repository", str(repository), "--keys", str(file), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "the service does not start: the file of keys" in ended.stderr
+
+
+def test_the_command_line_makes_keys(file, capsys):
+    assert main(["new-key", str(file), "--name", "ci", "--scope", "admin"]) == 0
+    key = capsys.readouterr().out.strip()
+    Keys(file).check(key.encode(), "admin")
+    assert main(["new-key", str(file), "--name", "ci"]) == 1
+    assert "has a key named 'ci'" in capsys.readouterr().err
+
+
+@pytest.mark.anyio
+async def test_with_keys_everything_but_health_needs_one(repository, file):
+    user = add_key(file, name="user", scopes=frozenset(["predict"]))
+    async with running(repository, keys=file) as service:
+        http = service.http
+        assert (await http.get("/v2/health/live")).status_code == 200
+        assert (await http.get("/v2/health/ready")).status_code == 200
+        for path in ("/v1/models", "/v1/models/m/metadata", "/v2", "/v2/models/m", "/docs", "/openapi.json", "/nowhere"):
+            assert (await http.get(path)).status_code == 401, path
+        refused = await http.post("/v1/models/m:predict", json=ROW)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert set(refused.json()) == {"error"}
+        assert (await http.post("/v2/models/m/infer", json={}, headers=bearer("eb_wrong"))).status_code == 401
+        assert (await http.post("/v1/models/m:predict", json=ROW, headers=bearer(user))).status_code == 200
+        assert (await http.post("/v1/models/m:predict", json=ROW, headers={"X-API-Key": user})).status_code == 200
+        forbidden = await http.post("/v2/repository/models/m/unload", headers=bearer(user))
+        assert forbidden.status_code == 403
+        assert "lacks the scope 'admin'" in forbidden.json()["error"]
+
+
+@pytest.mark.anyio
+async def test_without_keys_models_are_not_loaded_or_unloaded(repository):
+    async with running(repository) as service:
+        for change in ("load", "unload"):
+            answer = await service.http.post(f"/v2/repository/models/m/{change}")
+            assert answer.status_code == 403
+            assert "this service has no keys (setting keys)" in answer.json()["error"]
+        assert (await service.predict(instances=[[1, 2]])).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_keys_change_without_a_restart(repository, file, monkeypatch):
+    monkeypatch.setattr("service.security._CHECK_SECONDS", 0.0)
+    old = add_key(file, name="old", scopes=frozenset(["predict"]))
+    async with running(repository, keys=file) as service:
+
+        async def status(key):
+            return (await service.http.post("/v1/models/m:predict", json=ROW, headers=bearer(key))).status_code
+
+        new = add_key(file, name="new", scopes=frozenset(["predict"]))
+        assert [await status(old), await status(new)] == [200, 200]
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps({"keys": [key for key in document["keys"] if key["name"] == "new"]}))
+        assert [await status(old), await status(new)] == [401, 200]
+        file.write_text("{")  # a slip: nobody is locked out, nobody let in
+        assert [await status(old), await status(new)] == [401, 200]
+        file.unlink()
+        assert [await status(old), await status(new)] == [401, 200]
+
+
+@pytest.mark.anyio
+async def test_an_admin_unloads_and_loads(repository, file, tmp_path):
+    boss = bearer(add_key(file, name="boss", scopes=frozenset(["admin"])))
+    async with running(repository, keys=file) as service:
+
+        async def change(what, name="m", **request):
+            return await service.http.post(f"/v2/repository/models/{name}/{what}", headers=boss, **request)
+
+        async def ready(path="/v2/health/ready"):
+            return (await service.http.get(path, headers=boss)).status_code
+
+        assert (await change("unload", json={"parameters": {"unload_dependents": False}})).status_code == 200
+        answer = await service.http.post("/v1/models/m:predict", json=ROW, headers=boss)
+        assert answer.status_code == 503
+        assert "POST /v2/repository/models/m/load" in answer.json()["error"]
+        index = (await service.http.post("/v2/repository/index", headers=boss)).json()
+        assert index == [{"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}]
+        assert [await ready("/v2/models/m/ready"), await ready()] == [503, 200]
+    async with running(repository, keys=file) as service:  # it stays unloaded
+        assert [await ready("/v2/models/m/ready"), await ready()] == [503, 200]
+        assert (await change("load", content=b"{}")).status_code == 200
+        assert await ready("/v2/models/m/ready") == 200
+        assert (await change("load", "nothing")).status_code == 404
+        assert (await change("unload", "nothing")).status_code == 404
+        assert (await change("load", "..")).status_code == 404
+        override = await change("load", json={"parameters": {"file:1/model.onnx": "AAAA"}})
+        assert override.status_code == 400
+        assert "models come from the repository only" in override.json()["error"]
+
+
+@pytest.mark.anyio
+async def test_load_tries_again_what_failed(repository, file):
+    boss = bearer(add_key(file, name="boss", scopes=frozenset(["admin"])))
+    model = repository / "m" / "1" / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:100])
+    async with running(repository, keys=file) as service:
+        answer = await service.http.post("/v2/repository/models/m/load", headers=boss)
+        assert answer.status_code == 503
+        assert "truncated" in answer.json()["error"]
+        model.write_bytes(whole)
+        assert (await service.http.post("/v2/repository/models/m/load", headers=boss)).status_code == 200
