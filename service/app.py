@@ -14,8 +14,9 @@ import service
 from service.inference.batcher import RunLimits
 from service.inference.model import ServedModel, load_model
 from service.inference.session import Device, choose_device
+from service.metrics import ServiceMetrics
 from service.repository import Repository
-from service.routes import health, repository, v2
+from service.routes import health, metrics, repository, v2
 from service.routes.answers import add_error_handlers
 from service.routes.hot import HotRoutes
 from service.routes.openapi import openapi_document
@@ -44,9 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(v2.router)
     app.include_router(repository.router)
+    app.include_router(metrics.router)
     add_error_handlers(app)
     app.add_middleware(HotRoutes, state=state)
-    app.add_middleware(Guard, keys=None if settings.keys is None else Keys(settings.keys))
+    app.add_middleware(Guard, keys=None if settings.keys is None else Keys(settings.keys), metrics=state.metrics)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
 
     def openapi() -> dict[str, Any]:
@@ -63,10 +65,15 @@ def _service_state(settings: Settings) -> ServiceState:
     def load(path: Path, name: str, version: int) -> ServedModel:
         return load_model(path, name=name, version=version, device=device, limits=limits)
 
+    counted = ServiceMetrics()
     models = Repository(
-        settings.repository, load, loaded_versions=settings.loaded_versions, rescan_seconds=settings.rescan_seconds
+        settings.repository,
+        load,
+        loaded_versions=settings.loaded_versions,
+        rescan_seconds=settings.rescan_seconds,
+        reloads=counted.reloads,
     )
-    return ServiceState(settings, device, models)
+    return ServiceState(settings, device, models, counted)
 
 
 def _run_limits(settings: Settings, device: Device) -> RunLimits:

@@ -34,6 +34,8 @@ class ServiceError(Exception):
     """A request that is not answered with a prediction."""
 
     status: ClassVar[int] = 500
+    reason: ClassVar[str] = "bug"
+    """What metrics count it as."""
     retry_after: ClassVar[int | None] = None
     """Seconds, where trying again helps."""
 
@@ -51,49 +53,63 @@ class InvalidRequestError(ServiceError):
     """The request cannot be understood, or the model cannot answer it."""
 
     status = 400
+    reason = "invalid"
 
 
 class UnauthorizedError(ServiceError):
     """No key, or none that the service knows."""
 
     status = 401
+    reason = "unauthorized"
 
 
 class ForbiddenError(ServiceError):
     """The key does not allow this."""
 
     status = 403
+    reason = "forbidden"
 
 
 class NotFoundError(ServiceError):
     """There is no such route, model, version or label."""
 
     status = 404
+    reason = "not_found"
 
 
 class MethodNotAllowedError(ServiceError):
     """The route exists, but not for this HTTP method."""
 
     status = 405
+    reason = "method"
 
 
 class TooLargeError(ServiceError):
     """The request is larger than a limit; the sentence names the limit and its setting."""
 
     status = 413
+    reason = "too_large"
 
 
 class UnavailableError(ServiceError):
-    """Not now: overloaded, or the model is not ready."""
+    """Not now: the model is not ready, or no longer."""
 
     status = 503
+    reason = "not_ready"
     retry_after = 1
+
+
+class OverloadedError(UnavailableError):
+    """Not now: too many rows wait already."""
+
+    reason = "overloaded"
 
 
 class DeadlineError(ServiceError):
     """The request waited for longer than it may."""
 
     status = 504
+    reason = "deadline"
 
 
 def error_body(sentence: str, *, problems: Sequence[Problem] = ()) -> dict[str, Any]:

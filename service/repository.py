@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,10 @@ class Entry:
 class Repository:
     """The models that are served, kept in step with a folder."""
 
-    def __init__(self, path: Path, load: Load, *, loaded_versions: int, rescan_seconds: float):
+    def __init__(
+        self, path: Path, load: Load, *, loaded_versions: int, rescan_seconds: float, reloads: Counter[str] | None = None
+    ):
+        """reloads: counts the files that were taken in (`ok`) or `refused`."""
         self.path = path
         self.entries: dict[str, Entry] = {}
         self.generation = 0
@@ -81,6 +85,7 @@ class Repository:
         self._load = load
         self._loaded_versions = loaded_versions
         self._rescan_seconds = rescan_seconds
+        self._reloads = Counter[str]() if reloads is None else reloads
         self._scanning = asyncio.Lock()
         self._refused_names: set[str] = set()
         self._waiting_for: str | None = None
@@ -262,8 +267,10 @@ class Repository:
         else:
             entry.failures.pop(version, None)
             entry.served[version] = model
+            self._reloads["ok"] += 1
             logger.info("model %s version %d is ready on %s (sha256 %s)", name, version, model.device.name, model.sha256[:12])
             return
+        self._reloads["refused"] += 1
         serving = f"version {entry.default.version} goes on serving" if entry.default else "nothing serves this model"
         logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.artifact import write_atomically
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
+from service.metrics import ServiceMetrics
 from service.routes.answers import error_answer, header
 
 logger = logging.getLogger("service")
@@ -94,9 +95,10 @@ class Keys:
 class Guard:
     """ASGI middleware that lets a request pass with the key that its path needs."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None):
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, metrics: ServiceMetrics):
         self._app = app
         self._keys = keys
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -104,6 +106,7 @@ class Guard:
             try:
                 self._check(scope)
             except ServiceError as error:
+                self._metrics.rejected[error.reason] += 1
                 headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
                 await error_answer(error, headers=headers)(scope, receive, send)
                 return

@@ -1,10 +1,13 @@
 """What the routes share: settings, device, repository, and whether the service is on its way out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from service.inference.model import ServedModel
 from service.inference.session import Device
+from service.metrics import ServiceMetrics, Snapshot, snapshot
 from service.repository import Repository
 from service.settings import Settings
 
@@ -16,12 +19,22 @@ class ServiceState:
     settings: Settings
     device: Device
     repository: Repository
+    metrics: ServiceMetrics
     draining: bool = False
     """Set at SIGTERM: not ready any more, still serving."""
 
     def not_ready(self) -> str | None:
         """Why the service is not ready, or None where it is."""
         return "shutting down" if self.draining else self.repository.waiting_for()
+
+    def models(self) -> Iterator[ServedModel]:
+        """Every version that is served."""
+        for entry in self.repository.entries.values():
+            yield from entry.served.values()
+
+    def snapshots(self) -> list[Snapshot]:
+        """What was counted."""
+        return [snapshot(self.metrics, self.models())]
 
 
 def state_of(connection: HTTPConnection) -> ServiceState:

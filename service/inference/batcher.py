@@ -7,14 +7,20 @@ whole; should it fail, its requests are run one by one.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Arrays
-from service.errors import DeadlineError, UnavailableError
+from service.errors import DeadlineError, OverloadedError
+from service.metrics import ModelMetrics
+
+logger = logging.getLogger("service")
 
 _TOO_LATE = "the request waited too long for its run (setting deadline_seconds, or its own timeout)"
 
@@ -38,7 +44,9 @@ class _Call:
     x: Values
     coverage: tuple[float, ...]
     outputs: tuple[str, ...]
+    came: float
     deadline: float
+    """Both on the event loop's clock."""
     future: asyncio.Future[Arrays]
 
     def joins(self, other: "_Call") -> bool:
@@ -49,9 +57,11 @@ class _Call:
 class Batcher:
     """The runs of one model on one event loop."""
 
-    def __init__(self, run: Run, *, limits: RunLimits):
+    def __init__(self, run: Run, *, limits: RunLimits, metrics: ModelMetrics):
         self._run = run
         self._limits = limits
+        self._metrics = metrics
+        self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
         self._ready: list[_Call] = []  # came in this turn of the event loop
         self._queue: list[_Call] = []  # waits for the thread
         self._worker: asyncio.Task[None] | None = None
@@ -63,11 +73,11 @@ class Batcher:
     ) -> Arrays:
         """The model's `outputs` on x [n, features]. timeout_seconds: a deadline before that of the limits.
 
-        Raises UnavailableError when too many rows wait, DeadlineError after too long.
+        Raises OverloadedError when too many rows wait, DeadlineError after too long.
         """
         rows = len(x)
         if self.queued_rows + rows > self._limits.queued_rows:
-            raise UnavailableError(
+            raise OverloadedError(
                 f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
                 "(setting max_queued_rows); try again later"
             )
@@ -75,8 +85,9 @@ class Batcher:
         if not self._ready:
             loop.call_soon(self._flush)
         longest = self._limits.deadline_seconds
-        deadline = loop.time() + (longest if timeout_seconds is None else min(timeout_seconds, longest))
-        call = _Call(x, coverage, outputs, deadline, loop.create_future())
+        now = loop.time()
+        deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
+        call = _Call(x, coverage, outputs, now, deadline, loop.create_future())
         self._ready.append(call)
         self.queued_rows += rows
         try:
@@ -88,21 +99,48 @@ class Batcher:
         """Run what is small now; queue what is large."""
         ready, self._ready = self._ready, []
         small = [call for call in ready if len(call.x) <= self._limits.inline_rows]
-        self._queue += [call for call in ready if len(call.x) > self._limits.inline_rows]
+        if len(small) < len(ready):
+            self._enqueue([call for call in ready if len(call.x) > self._limits.inline_rows])
         while small:
             calls, small = _shared(small, rows=self._limits.inline_rows)
-            calls = _still_wanted(calls)
+            calls = self._starting(calls)
             if calls:
                 self._answer(calls, self._attempt(calls))
         if self._queue and self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    def _enqueue(self, calls: list[_Call]) -> None:
+        """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
+        self._queue += calls
+        for call in calls:
+            timer = call.future.get_loop().call_at(call.deadline, self._expire, call)
+            call.future.add_done_callback(partial(_cancel, timer))
+
+    def _expire(self, call: _Call) -> None:
+        if call in self._queue and not call.future.done():
+            self._queue.remove(call)
+            call.future.set_exception(DeadlineError(_TOO_LATE))
+
+    def _starting(self, calls: list[_Call]) -> list[_Call]:
+        """The calls whose caller waits; those past their deadline are refused here."""
+        now = calls[0].future.get_loop().time()
+        wanted = []
+        for call in calls:
+            if call.future.done():
+                continue
+            if now > call.deadline:
+                call.future.set_exception(DeadlineError(_TOO_LATE))
+            else:
+                self._metrics.queue.observe(now - call.came)
+                wanted.append(call)
+        return wanted
 
     async def _work(self) -> None:
         """Run the queue in a thread until it is empty."""
         try:
             while self._queue:
                 calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
-                calls = _still_wanted(calls)
+                calls = self._starting(calls)
                 if calls:
                     self._answer(calls, await asyncio.to_thread(self._attempt, calls))
         finally:
@@ -123,9 +161,12 @@ class Batcher:
         x = first.x if len(calls) == 1 else np.concatenate([call.x for call in calls])
         step = self._limits.run_rows
         if len(x) <= step:
-            arrays = self._run(x, coverage, first.outputs)
+            arrays = self._timed_run(x, coverage, first.outputs, requests=len(calls))
         else:
-            parts = [self._run(x[start : start + step], coverage, first.outputs) for start in range(0, len(x), step)]
+            parts = [
+                self._timed_run(x[start : start + step], coverage, first.outputs, requests=len(calls))
+                for start in range(0, len(x), step)
+            ]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in first.outputs}
         if len(calls) == 1:
             return [arrays]
@@ -134,8 +175,13 @@ class Batcher:
             {name: array[start:end] for name, array in arrays.items()} for start, end in zip([0, *ends], ends, strict=False)
         ]
 
-    @staticmethod
-    def _answer(calls: Iterable[_Call], results: Iterable[Arrays | Exception]) -> None:
+    def _timed_run(self, x: Values, coverage: Values, outputs: Sequence[str], *, requests: int) -> Arrays:
+        start = time.perf_counter()
+        arrays = self._run(x, coverage, outputs)
+        self._ran.append((arrays, len(x), requests, time.perf_counter() - start))
+        return arrays
+
+    def _answer(self, calls: Iterable[_Call], results: Iterable[Arrays | Exception]) -> None:
         for call, result in zip(calls, results, strict=True):
             if call.future.done():  # its caller has gone meanwhile
                 continue
@@ -143,6 +189,16 @@ class Batcher:
                 call.future.set_exception(result)
             else:
                 call.future.set_result(result)
+        try:
+            while self._ran:
+                arrays, rows, requests, seconds = self._ran.pop()
+                self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
+        except Exception:  # nobody's answer may hang on a count
+            logger.exception("counting a run failed: this is a bug")
+
+
+def _cancel(timer: asyncio.TimerHandle, _: asyncio.Future[Arrays]) -> None:
+    timer.cancel()
 
 
 def _shared(calls: list[_Call], *, rows: int) -> tuple[list[_Call], list[_Call]]:
@@ -158,18 +214,3 @@ def _shared(calls: list[_Call], *, rows: int) -> tuple[list[_Call], list[_Call]]
         else:
             others.append(call)
     return chosen, others
-
-
-def _still_wanted(calls: list[_Call]) -> list[_Call]:
-    """The calls whose caller waits; those past their deadline are refused here."""
-    wanted = []
-    for call in calls:
-        if call.future.done():
-            continue
-        if call.future.get_loop().time() > call.deadline:
-            call.future.set_exception(
-                DeadlineError("the request waited too long for its run (setting deadline_seconds, or its own timeout)")
-            )
-        else:
-            wanted.append(call)
-    return wanted

@@ -13,6 +13,7 @@ from service.codecs.features import Features, features_of
 from service.inference.batcher import Batcher, RunLimits
 from service.inference.predictions import CalibratedTargets, Prediction, Question, calibrated_targets, check_support, predict
 from service.inference.session import Device, Session
+from service.metrics import ModelMetrics
 
 _WARM_UP_ROWS = (1, 2, 64)
 """ONNX Runtime plans its memory by input shape, so the first run of a size is slower than the next."""
@@ -28,6 +29,7 @@ class ServedModel:
     features: Features
     targets: CalibratedTargets
     batcher: Batcher
+    metrics: ModelMetrics
     device: Device
     sha256: str
     datatypes: dict[str, str]
@@ -62,13 +64,15 @@ def load_model(path: Path, *, name: str, version: int, device: Device, limits: R
     coverage = np.array([manifest.default_coverage])
     for rows in _WARM_UP_ROWS:
         warm = run_all(np.zeros((rows, len(manifest.columns))), coverage)
+    metrics = ModelMetrics(manifest.targets)
     return ServedModel(
         name=name,
         version=version,
         manifest=manifest,
         features=features_of(manifest.columns),
         targets=calibrated_targets(manifest),
-        batcher=Batcher(lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs), limits=limits),
+        batcher=Batcher(lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs), limits=limits, metrics=metrics),
+        metrics=metrics,
         device=device,
         sha256=digest_of(data),
         datatypes={output: f"FP{8 * array.dtype.itemsize}" for output, array in warm.items()},

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from service.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, ServiceError, TooLargeError
+from service.state import state_of
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -111,9 +112,10 @@ def _too_large(limit: int) -> TooLargeError:
     return TooLargeError(f"the body is larger than {limit} bytes (setting max_body_bytes): send the rows in parts")
 
 
-async def _on_service_error(_: Request, error: Exception) -> Response:
+async def _on_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
+    state_of(request).metrics.rejected[error.reason] += 1
     return error_answer(error)
 
 
@@ -128,4 +130,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         mapped = NotFoundError(f"there is no route {request.method} {request.url.path[:200]}; /docs lists the routes")
     else:
         mapped = InvalidRequestError(str(error.detail))
+    state_of(request).metrics.rejected[mapped.reason] += 1
     return json_answer(mapped.body(), status=error.status_code, headers=error.headers)

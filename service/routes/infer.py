@@ -1,27 +1,27 @@
 """V2 inference: the Open Inference Protocol, tensors in, tensors out."""
 
 import asyncio
+import time
 
 from starlette.types import Receive, Scope
 
 from service.codecs.infer import InferAnswer, InferRequest, answer, read_infer
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
+from service.inference.model import ServedModel
 from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, header, read_body
-from service.state import ServiceState
+from service.settings import Settings
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
-async def infer(state: ServiceState, scope: Scope, receive: Receive, *, name: str, version: str | None) -> Content:
-    """The answer to a V2 request, by the model that its path names. Raises ServiceError, ClientDisconnect.
+async def infer(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
+    """The answer to a V2 request. Raises ServiceError, ClientDisconnect.
 
     Content-Type decides nothing: of the clients in use some send none, and some call JSON an octet-stream.
     """
-    settings = state.settings
-    model = state.repository.model(name, version=version)
     json_bytes = _json_bytes(scope)
     body = await read_body(scope, receive, limit=settings.max_body_bytes)
 
@@ -35,13 +35,18 @@ async def infer(state: ServiceState, scope: Scope, receive: Receive, *, name: st
             limits=Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
         )
 
+    started = time.perf_counter()
     asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
+    model.metrics.seconds["read"] += time.perf_counter() - started
+    model.metrics.unusual_rows += len(asked.warnings)
     arrays = await model.outputs(asked.question, asked.outputs, timeout_seconds=asked.timeout_seconds)
 
     def write() -> InferAnswer:
         return answer(asked, arrays, name=model.name, version=str(model.version))
 
+    started = time.perf_counter()
     written = write() if len(asked.question.x) <= LARGE_ROWS else await asyncio.to_thread(write)
+    model.metrics.seconds["write"] += time.perf_counter() - started
     if written.json_bytes is None:
         return Content(written.body)
     return Content(written.body, b"application/octet-stream", ((JSON_LENGTH_HEADER, b"%d" % written.json_bytes),))

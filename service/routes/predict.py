@@ -1,23 +1,21 @@
 """V1 predictions: rows in, readable predictions out."""
 
 import asyncio
+import time
 
 from starlette.types import Receive, Scope
 
 from service.codecs.rows import Limits, RowsRequest, answer, read_request
+from service.inference.model import ServedModel
 from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, read_body
-from service.state import ServiceState
+from service.settings import Settings
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
 
-async def predict(
-    state: ServiceState, scope: Scope, receive: Receive, *, name: str, version: str | None, label: str | None
-) -> Content:
-    """The JSON answer to a V1 request, by the model that its path names. Raises ServiceError, ClientDisconnect."""
-    settings = state.settings
-    model = state.repository.model(name, version=version, label=label)
+async def predict(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
+    """The JSON answer to a V1 request. Raises ServiceError, ClientDisconnect."""
     body = await read_body(scope, receive, limit=settings.max_body_bytes)
 
     def read() -> RowsRequest:
@@ -29,7 +27,10 @@ async def predict(
             limits=Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
         )
 
+    started = time.perf_counter()
     asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
+    model.metrics.seconds["read"] += time.perf_counter() - started
+    model.metrics.unusual_rows += len(asked.warnings)
     prediction = await model.answer(asked.question)
 
     def write() -> bytes:
@@ -41,4 +42,7 @@ async def predict(
             model={"name": model.name, "version": str(model.version)},
         )
 
-    return Content(write() if len(asked.question.x) <= LARGE_ROWS else await asyncio.to_thread(write))
+    started = time.perf_counter()
+    body = write() if len(asked.question.x) <= LARGE_ROWS else await asyncio.to_thread(write)
+    model.metrics.seconds["write"] += time.perf_counter() - started
+    return Content(body)

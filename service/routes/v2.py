@@ -1,5 +1,6 @@
 """The Open Inference Protocol (V2) beside inference and health: what server and models are, and the model repository."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -11,11 +12,13 @@ from service.codecs.documents import tensor_metadata
 from service.codecs.features import json_type
 from service.codecs.tensors import parameters
 from service.errors import InvalidRequestError
+from service.inference.model import ServedModel
+from service.metrics import statistics
 from service.repository import Entry
 from service.routes.answers import json_answer, read_body
 from service.state import state_of
 
-EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy", "statistics")
 
 router = APIRouter(tags=["open inference protocol"])
 
@@ -25,6 +28,12 @@ router = APIRouter(tags=["open inference protocol"])
 async def server_metadata() -> Response:
     """Name, version and protocol extensions of the server."""
     return json_answer({"name": "errorbar", "version": service.__version__, "extensions": EXTENSIONS})
+
+
+@router.get("/v2/models/stats", summary="Statistics of all models")
+async def all_statistics(request: Request) -> Response:
+    """Requests, rows, runs and their time, of every version that is served."""
+    return _statistics_of(request, state_of(request).models())
 
 
 @router.get("/v2/models/{name}", summary="Model metadata")
@@ -37,6 +46,18 @@ async def model_metadata(request: Request) -> Response:
 async def version_metadata(request: Request) -> Response:
     """Inputs and outputs of a version as tensors."""
     return _metadata(request)
+
+
+@router.get("/v2/models/{name}/stats", summary="Statistics of a model")
+async def model_statistics(request: Request) -> Response:
+    """Requests, rows, runs and their time, of every version of a model that is served."""
+    return _statistics_of(request, state_of(request).repository.entry(request.path_params["name"]).served.values())
+
+
+@router.get("/v2/models/{name}/versions/{version}/stats", summary="Statistics of a version of a model")
+async def version_statistics(request: Request) -> Response:
+    """Requests, rows, runs and their time of a version."""
+    return _statistics_of(request, [state_of(request).repository.model(**request.path_params)])
 
 
 @router.post("/v2/repository/index", summary="Index of the model repository")
@@ -73,6 +94,11 @@ async def _no_overrides(request: Request) -> None:
     for name in parameters(_asked(body), "the request"):
         if name != "unload_dependents":  # what Triton's client always sends; no model depends on another here
             raise InvalidRequestError(f"parameter {name[:100]!r} is not taken; models come from the repository only")
+
+
+def _statistics_of(request: Request, models: Iterable[ServedModel]) -> Response:
+    versions = sorted((model.name, model.version) for model in models)
+    return json_answer(statistics(state_of(request).snapshots(), [(name, str(version)) for name, version in versions]))
 
 
 def _metadata(request: Request) -> Response:

@@ -6,8 +6,10 @@ import threading
 import numpy as np
 import pytest
 
+from models.manifest import Target
 from service.errors import DeadlineError, UnavailableError
 from service.inference.batcher import Batcher, RunLimits
+from service.metrics import ModelMetrics
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +40,9 @@ class Model:
 
 def batcher(model, **limits):
     defaults = {"inline_rows": 8, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
-    return Batcher(model, limits=RunLimits(**(defaults | limits)))
+    return Batcher(
+        model, limits=RunLimits(**(defaults | limits)), metrics=ModelMetrics([Target(name="y", minimum=0.0, maximum=1.0)])
+    )
 
 
 def rows(n, start=0.0):
@@ -183,3 +187,11 @@ async def test_a_request_past_its_deadline_is_refused_and_not_run():
 async def test_no_rows_are_answered():
     answer = await ask(batcher(Model()), rows(0))
     assert answer["bound"].shape == (0, 1)
+
+
+async def test_nobodys_answer_hangs_on_a_count(monkeypatch, caplog):
+    shared = batcher(Model())
+    monkeypatch.setattr(shared._metrics, "ran", lambda *_, **__: 1 / 0)
+    answers = await asyncio.wait_for(asyncio.gather(ask(shared, rows(1)), ask(shared, rows(20))), timeout=10)
+    assert [len(answer["sum"]) for answer in answers] == [1, 20]
+    assert "counting a run failed" in caplog.text

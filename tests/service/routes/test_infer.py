@@ -146,7 +146,7 @@ async def test_what_a_model_says_of_itself(tmp_path):
         first = (await service.http.get("/v2/models/mixed/versions/1")).json()
         answer = (await infer(service, body([[1, 1, 0, 1, 1.65e9]]), "mixed/versions/1")).json()
         missing = await service.http.get("/v2/models/nothing")
-    assert server["extensions"] == ["binary_tensor_data", "model_repository", "schedule_policy"]
+    assert server["extensions"] == ["binary_tensor_data", "model_repository", "schedule_policy", "statistics"]
     assert (newest["name"], newest["versions"], newest["platform"]) == ("mixed", ["1", "3"], "onnx_onnxv1")
     assert newest["inputs"] == [{"name": "x", "datatype": "FP64", "shape": [-1, 5]}]
     assert newest["outputs"][0] == {"name": "mean", "datatype": "FP32", "shape": [-1, 1]}
