@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import orjson
 
 from service.codecs.features import (
     Features,
+    UnknownCategory,
+    Values,
     json_type,
     nearest,
     read_instances,
@@ -20,7 +22,8 @@ from service.codecs.features import (
 from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question, check_finite
 
-_KEYS = ("instances", "coverage", "quantiles", "thresholds", "samples", "seed", "strict")
+OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
+_KEYS = ("instances", *OPTIONS)
 _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
@@ -56,6 +59,33 @@ def read_request(body: bytes, features: Features, *, targets: int, default_cover
     if not isinstance(instances, list):
         what = f"is {json_type(instances)}" if "instances" in request else "is missing"
         raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
+    return understood(
+        request,
+        lambda: read_instances(instances, features),
+        problems,
+        rows=len(instances),
+        features=features,
+        targets=targets,
+        default_coverage=default_coverage,
+        limits=limits,
+    )
+
+
+def understood(
+    request: dict[str, Any],
+    read: Callable[[], tuple[Values, list[UnknownCategory], list[Problem]]],
+    problems: list[Problem],
+    *,
+    rows: int,
+    features: Features,
+    targets: int,
+    default_coverage: float,
+    limits: Limits,
+) -> RowsRequest:
+    """The request that asks for the options in `request` about so many rows, which `read` gives.
+
+    Raises InvalidRequestError with all its problems, those of `problems` first; TooLargeError before anything is read.
+    """
     options = _Options(request, problems)
     coverage = options.probabilities("coverage") if "coverage" in request else (default_coverage,)
     quantiles = options.probabilities("quantiles")
@@ -65,8 +95,8 @@ def read_request(body: bytes, features: Features, *, targets: int, default_cover
     if seed is not None and not samples:
         problems.append(Problem("'seed' does nothing without 'samples'"))
     strict = options.flag("strict")
-    check_size(len(instances), targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
-    x, unknown, row_problems = read_instances(instances, features)
+    check_size(rows, targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
+    x, unknown, row_problems = read()
     problems += row_problems
     if strict:
         problems += unknown_category_problems(unknown, features)
@@ -88,19 +118,23 @@ def answer(
 
     Raises InvalidRequestError where a number of the prediction is not finite, which JSON cannot hold.
     """
-    by_target = [_target_answers(prediction, target, coverage) for target in range(len(targets))]
-    predictions: Iterable[dict[str, Any]]
-    if len(targets) == 1:
-        predictions = by_target[0]
-    else:
-        predictions = [dict(zip(targets, row, strict=True)) for row in zip(*by_target, strict=True)]
-    rows = list(predictions)
-    for row, sentences in warnings.items():
-        rows[row]["warnings"] = sentences
+    rows = predictions(prediction, warnings, coverage=coverage, targets=targets)
     text = orjson.dumps({"model": model, "predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in text:  # how NaN and infinities are written; searching the text is cheaper than every array
         check_finite(prediction, targets)
     return text
+
+
+def predictions(
+    prediction: Prediction, warnings: dict[int, list[str]], *, coverage: Sequence[float], targets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One answer a row, as JSON has it; numbers are NumPy's."""
+    by_target = [_target_answers(prediction, target, coverage) for target in range(len(targets))]
+    several = len(targets) > 1
+    rows = [dict(zip(targets, row, strict=True)) for row in zip(*by_target, strict=True)] if several else by_target[0]
+    for row, sentences in warnings.items():
+        rows[row]["warnings"] = sentences
+    return rows
 
 
 def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:

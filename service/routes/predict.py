@@ -2,47 +2,73 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope
 
 from service.codecs.rows import Limits, RowsRequest, answer, read_request
+from service.codecs.tables import FORMATS, read_table
 from service.inference.model import ServedModel
-from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, read_body
+from service.inference.predictions import Prediction
+from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, header, read_body
 from service.settings import Settings
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
+_JSON = b"application/json"
+
 
 async def predict(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
-    """The JSON answer to a V1 request. Raises ServiceError, ClientDisconnect."""
+    """The answer to a V1 request, in the format of its body. Raises ServiceError, ClientDisconnect."""
     body = await read_body(scope, receive, limit=settings.max_body_bytes)
-
-    def read() -> RowsRequest:
-        return read_request(
-            body,
-            model.features,
-            targets=len(model.targets.names),
-            default_coverage=model.manifest.default_coverage,
-            limits=Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
-        )
-
+    media_type = _media_type(scope)
+    read, write = _reader(settings, model, scope, body, media_type), _writer(model, media_type)
     started = time.perf_counter()
     asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
     model.metrics.seconds["read"] += time.perf_counter() - started
     model.metrics.unusual_rows += len(asked.warnings)
     prediction = await model.answer(asked.question)
-
-    def write() -> bytes:
-        return answer(
-            prediction,
-            asked.warnings,
-            coverage=asked.question.coverage,
-            targets=model.targets.names,
-            model={"name": model.name, "version": str(model.version)},
-        )
-
     started = time.perf_counter()
-    body = write() if len(asked.question.x) <= LARGE_ROWS else await asyncio.to_thread(write)
+    large = len(asked.question.x) > LARGE_ROWS
+    written = await asyncio.to_thread(write, prediction, asked) if large else write(prediction, asked)
     model.metrics.seconds["write"] += time.perf_counter() - started
-    return Content(body)
+    return Content(written, media_type)
+
+
+def _media_type(scope: Scope) -> bytes:
+    given = header(scope, b"content-type")
+    if given is None:
+        return _JSON
+    base = given.partition(b";")[0].strip().lower()
+    return base if base in FORMATS else _JSON  # clients send JSON under all kinds of names
+
+
+def _reader(settings: Settings, model: ServedModel, scope: Scope, body: bytes, media_type: bytes) -> Callable[[], RowsRequest]:
+    targets, default_coverage = len(model.targets.names), model.manifest.default_coverage
+    limits = Limits(rows=settings.max_rows, answer_values=settings.max_answer_values)
+    form = FORMATS.get(media_type)
+    if form is None:
+        return lambda: read_request(body, model.features, targets=targets, default_coverage=default_coverage, limits=limits)
+    return lambda: read_table(
+        body,
+        scope["query_string"],
+        form,
+        model.features,
+        targets=targets,
+        default_coverage=default_coverage,
+        limits=limits,
+    )
+
+
+def _writer(model: ServedModel, media_type: bytes) -> Callable[[Prediction, RowsRequest], bytes]:
+    form = FORMATS.get(media_type)
+    if form is not None:
+        return lambda prediction, asked: form.write(prediction, asked, model.targets.names)
+    return lambda prediction, asked: answer(
+        prediction,
+        asked.warnings,
+        coverage=asked.question.coverage,
+        targets=model.targets.names,
+        model={"name": model.name, "version": str(model.version)},
+    )

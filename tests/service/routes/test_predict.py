@@ -294,3 +294,30 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug(reposito
             await service.app(scope, receive, send)
     assert sent[0]["status"] == 499
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("rows_", [3, 700])
+async def test_tables_are_answered_as_json_is(repository, rows_):
+    x = np.random.default_rng(0).uniform(0, 3, size=(rows_, 2)).tolist()
+    async with running(repository) as service:
+
+        async def ask(content, media_type):
+            return await service.http.post(
+                "/v1/models/m:predict?coverage=0.5", content=content, headers={"content-type": media_type}
+            )
+
+        as_json = (await service.predict(instances=x, coverage=0.5)).json()["predictions"]
+        as_csv = await ask("b,a\n" + "".join(f"{b!r},{a!r}\n" for a, b in x), "text/csv; charset=utf-8")
+        as_ndjson = await ask(b"\n".join(orjson.dumps(row) for row in x), "application/x-ndjson")
+        refused = await ask("b,a\n1\n", "text/csv")
+    assert (as_csv.status_code, as_csv.headers["content-type"]) == (200, "text/csv")
+    assert (as_ndjson.status_code, as_ndjson.headers["content-type"]) == (200, "application/x-ndjson")
+    assert [orjson.loads(line) for line in as_ndjson.text.splitlines()] == as_json
+    header, *lines = as_csv.text.splitlines()
+    assert header == "y_mean,y_std,y_epistemic_std,y_lower_0.5,y_upper_0.5"
+    for line, row in zip(lines, as_json, strict=True):
+        (interval,) = row["intervals"]
+        expected = [row["mean"], row["std"], row["epistemic_std"], interval["lower"], interval["upper"]]
+        assert [float(cell) for cell in line.split(",")] == expected
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/json"

@@ -1,0 +1,201 @@
+"""Tables for bulk scoring: CSV and NDJSON bodies to arrays, predictions to a body of the same format.
+
+What JSON says beside the rows (coverage, quantiles ...) stands in the query of the URL.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import orjson
+
+from models.manifest import Column
+from service.codecs.features import Features, UnknownCategory, Values, nearest, read_column, read_instances
+from service.codecs.rows import OPTIONS, Limits, RowsRequest, predictions, understood
+from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem
+from service.inference.predictions import Prediction, check_finite
+
+MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
+"""Cells that are missing values, as in a training table."""
+
+Rows = tuple[Values, list[UnknownCategory], list[Problem]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a table is read and written."""
+
+    count: Callable[[bytes, Features], tuple[int, Callable[[], Rows]]]
+    """`count(body, features)`: how many rows it has, and what reads them."""
+    write: Callable[[Prediction, RowsRequest, Sequence[str]], bytes]
+    """`write(prediction, request, targets)`."""
+
+
+def read_table(
+    body: bytes, query: bytes, form: Format, features: Features, *, targets: int, default_coverage: float, limits: Limits
+) -> RowsRequest:
+    """The request that a table and the query of its URL make. Raises InvalidRequestError, TooLargeError."""
+    problems: list[Problem] = []
+    options = _options(query, problems)
+    rows, read = form.count(body, features)
+    return understood(
+        options,
+        read,
+        problems,
+        rows=rows,
+        features=features,
+        targets=targets,
+        default_coverage=default_coverage,
+        limits=limits,
+    )
+
+
+def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
+    """The query as the options of a JSON request: numbers with commas between are an array."""
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name not in OPTIONS:
+            known = ", ".join(OPTIONS)
+            problems.append(Problem(f"{name[:100]!r} is no option of the query{nearest(name, OPTIONS)} (known: {known})"))
+        elif name in options:
+            problems.append(Problem(f"{name!r} stands twice in the query; put commas between its values"))
+        else:
+            values = [_option(part.strip()) for part in text.split(",")] if text.strip() else []
+            single = len(values) == 1 and name in ("samples", "seed", "strict")
+            options[name] = values[0] if single else values
+    return options
+
+
+def _option(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text) if text.isdecimal() and len(text) < 20 else float(text)
+    except ValueError:
+        return text
+
+
+def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
+    try:
+        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
+    except csv.Error as error:
+        raise InvalidRequestError(f"the body is not valid CSV: {error}") from None
+    lines = [line for line in lines if line]
+    header, start = _header(lines, features)
+    return len(lines) - start, lambda: _read_csv(lines[start:], header, features)
+
+
+def _header(lines: list[list[str]], features: Features) -> tuple[list[str], int]:
+    """The names of the columns, and the number of the first row; without a header, they are the model's features in order."""
+    first = [cell.strip() for cell in lines[0]] if lines else []
+    if not any(cell in features.positions for cell in first):
+        if len(first) not in (0, len(features.names)):
+            raise InvalidRequestError(
+                f"the first line has {len(first)} cells and none is a feature; give a header of feature names, or rows of all "
+                f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
+            )
+        return list(features.names), 0
+    for name in first:
+        if name not in features.positions:
+            raise InvalidRequestError(f"column {name[:100]!r} is no feature of this model{nearest(name, features.names)}")
+        if first.count(name) > 1:
+            raise InvalidRequestError(f"column {name!r} stands twice in the header")
+    return first, 1
+
+
+def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> Rows:
+    problems = [
+        Problem(f"has {len(line)} cells; the header has {len(header)}", row=row)
+        for row, line in enumerate(lines)
+        if len(line) != len(header)
+    ][: LISTED_PROBLEMS + 1]
+    unknown: list[UnknownCategory] = []
+    x = np.full((len(lines), len(features.names)), math.nan)
+    if problems:
+        return x, unknown, problems
+    for name, cells in zip(header, zip(*lines, strict=True), strict=False):
+        position = features.positions[name]
+        column = features.columns[position]
+        values: list[Any] = [_cell(cell.strip(), column) for cell in cells]
+        x[:, position] = read_column(values, position, features, unknown, problems)
+    places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
+    problems += [Problem("is infinite; give a finite number", row=row, feature=features.names[at]) for row, at in places]
+    return x, unknown, sorted(problems, key=lambda problem: problem.row or 0)
+
+
+def _cell(text: str, column: Column) -> Any:
+    """A cell as JSON would have it: None where missing, a number where it is one and the column is not of texts."""
+    if text in MISSING_WORDS:
+        return None
+    if column.kind == "categorical":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _write_csv(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+    check_finite(prediction, targets)
+    names, columns = zip(*_columns(prediction, request, targets), strict=True)
+    texts = [column.astype(str).tolist() for column in columns]
+    if request.warnings:
+        names = (*names, "warnings")
+        texts.append(["; ".join(request.warnings.get(row, ())) for row in range(len(prediction.mean))])
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(zip(*texts, strict=True))
+    return stream.getvalue().encode()
+
+
+def _columns(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Names and values of the answer's columns, as `python -m training predict` names them."""
+    question = request.question
+    for number, target in enumerate(targets):
+        for name in ("mean", "std", "epistemic_std"):
+            yield f"{target}_{name}", getattr(prediction, name)[:, number]
+        for k, coverage in enumerate(question.coverage):
+            yield f"{target}_lower_{coverage}", prediction.lower[:, number, k]
+            yield f"{target}_upper_{coverage}", prediction.upper[:, number, k]
+        asked = (
+            ("quantile", question.quantiles, prediction.quantiles),
+            ("cdf", question.thresholds, prediction.cdf),
+            ("sample", range(question.samples), prediction.samples),
+        )
+        for what, values, array in asked:
+            if array is not None:
+                for k, value in enumerate(values):
+                    yield f"{target}_{what}_{value}", array[:, number, k]
+
+
+def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
+    instances = []
+    for number, line in enumerate(body.splitlines(), start=1):
+        if line.strip():
+            try:
+                instances.append(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise InvalidRequestError(f"line {number} of the body is not valid JSON: {error}") from None
+    return len(instances), lambda: read_instances(instances, features)
+
+
+def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+    check_finite(prediction, targets)
+    rows = predictions(prediction, request.warnings, coverage=request.question.coverage, targets=targets)
+    return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+
+FORMATS: dict[bytes, Format] = {
+    b"text/csv": Format(_count_csv, _write_csv),
+    b"application/x-ndjson": Format(_count_ndjson, _write_ndjson),
+    b"application/jsonl": Format(_count_ndjson, _write_ndjson),
+}
+"""By media type. Everything else is taken for JSON."""
