@@ -46,9 +46,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(v2.router)
     app.include_router(repository.router)
     app.include_router(metrics.router)
+    if settings.vertex_health_route is not None:
+        app.add_api_route(settings.vertex_health_route, health.ready, summary="Is the server ready? (Vertex AI)")
     add_error_handlers(app)
     app.add_middleware(HotRoutes, state=state)
-    app.add_middleware(Guard, keys=None if settings.keys is None else Keys(settings.keys), metrics=state.metrics)
+    keys = None if settings.keys is None else Keys(settings.keys)
+    app.add_middleware(Guard, keys=keys, metrics=state.metrics, probe=settings.vertex_health_route)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
 
     def openapi() -> dict[str, Any]:

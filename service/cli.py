@@ -1,6 +1,7 @@
-"""`python -m service [serve]`, `python -m service health`, `python -m service new-key`."""
+"""`python -m service`, `python -m service serve` (in clouds), `python -m service health`, `python -m service new-key`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic_settings import SettingsError
 from service.settings import ENVIRONMENT_PREFIX, Settings, unknown_variables
 
 _PROGRAM = "python -m service"
+_SAGEMAKER_MODELS = Path("/opt/ml/model")
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - these are looked up, not listened on
 
 
@@ -22,7 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _health(given[1:])
     if given[:1] == ["new-key"]:
         return _new_key(given[1:])
-    return _serve(given[1:] if given[:1] == ["serve"] else given)
+    return _serve(with_cloud_defaults(given))
+
+
+def with_cloud_defaults(given: list[str]) -> list[str]:
+    """Flags of the service, with those that the contracts of SageMaker and Vertex AI ask for where `given` has none.
+
+    SageMaker starts a container with the word `serve`: port 8080, the models under /opt/ml/model. Vertex AI names the port in
+    AIP_HTTP_PORT. Both reach the container from outside.
+    """
+    sagemaker = given[:1] == ["serve"]
+    arguments = given[1:] if sagemaker else given
+    wanted: dict[str, str] = {}
+    if sagemaker:
+        wanted = {"--port": "8080", "--host": "0.0.0.0"}  # noqa: S104
+        if _SAGEMAKER_MODELS.is_dir():
+            wanted["--repository"] = str(_SAGEMAKER_MODELS)
+    if "AIP_HTTP_PORT" in os.environ:
+        wanted |= {"--port": os.environ["AIP_HTTP_PORT"], "--host": "0.0.0.0"}  # noqa: S104
+    missing = {flag: value for flag, value in wanted.items() if not any(a.partition("=")[0] == flag for a in arguments)}
+    return [part for item in missing.items() for part in item] + arguments
 
 
 def _serve(arguments: list[str]) -> int:
@@ -50,7 +71,7 @@ def _settings(arguments: list[str]) -> Settings | None:
         _fail("\n".join(unknown), status=2)
         return None
     try:
-        options = {"_cli_parse_args": arguments, "_cli_prog_name": f"{_PROGRAM} [serve]", "_cli_show_env_vars": True}
+        options = {"_cli_parse_args": arguments, "_cli_prog_name": _PROGRAM, "_cli_show_env_vars": True}
         return Settings(**options)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():

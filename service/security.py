@@ -95,8 +95,10 @@ class Keys:
 class Guard:
     """ASGI middleware that lets a request pass with the key that its path needs."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, metrics: ServiceMetrics):
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, metrics: ServiceMetrics, probe: str | None = None):
+        """probe: one more path that is open."""
         self._app = app
+        self._open = OPEN_PATHS | ({probe} if probe is not None else set())
         self._keys = keys
         self._metrics = metrics
 
@@ -118,7 +120,7 @@ class Guard:
             if admin:
                 raise ForbiddenError("loading and unloading models needs a key of scope 'admin', and this service has no keys "
                                      "(setting keys)")  # fmt: skip
-        elif scope["path"] not in OPEN_PATHS:
+        elif scope["path"] not in self._open:
             self._keys.check(_presented(scope), "admin" if admin else "predict")
 
 

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     port: Port = 8000
     """Port to listen on; 0 takes any free one, which the log names."""
 
+    default_model: str | None = None
+    """Model of the routes that name none (/invocations, Vertex AI's); default: the only one of the repository."""
+
     keys: Path | None = None
     """File of hashed keys (`python -m service new-key` makes it); with it every request but a health probe needs a key. It is
     read again when it changes. Without it, predictions are open and loading and unloading of models is closed."""
@@ -78,6 +81,16 @@ class Settings(BaseSettings):
     """Least severe messages that are logged."""
     access_log: bool = True
     """Log one line a request (never its payload)."""
+
+    @property
+    def vertex_predict_route(self) -> str | None:
+        """The path that Vertex AI asks a container to predict at."""
+        return os.environ.get("AIP_PREDICT_ROUTE")
+
+    @property
+    def vertex_health_route(self) -> str | None:
+        """The path that Vertex AI asks a container for its health at."""
+        return os.environ.get("AIP_HEALTH_ROUTE")
 
     @model_validator(mode="after")
     def _sizes_fit_together(self) -> Self:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from service.errors import NotFoundError, UnavailableError
 from service.inference.model import ServedModel
 from service.inference.session import Device
 from service.metrics import ServiceMetrics, Snapshot, snapshot
@@ -26,6 +27,18 @@ class ServiceState:
     def not_ready(self) -> str | None:
         """Why the service is not ready, or None where it is."""
         return "shutting down" if self.draining else self.repository.waiting_for()
+
+    def default_model(self) -> ServedModel:
+        """The model of requests that name none. Raises NotFoundError where it is not clear; UnavailableError."""
+        name = self.settings.default_model
+        if name is None:
+            names = sorted(self.repository.entries)
+            if not names:
+                raise UnavailableError(f"not ready: {self.repository.waiting_for()}")
+            if len(names) > 1:
+                raise NotFoundError(f"which of the models {', '.join(names[:20])}? say it by the setting default_model")
+            (name,) = names
+        return self.repository.model(name)
 
     def models(self) -> Iterator[ServedModel]:
         """Every version that is served."""

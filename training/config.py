@@ -59,7 +59,7 @@ class NetworkOptions(_Options):
         Literal["small", "default", "large"],
         Field(description="small serves faster, large predicts a little better: sets members, width, depth and embedding"),
     ] = "default"
-    loss: Annotated[Loss, Field(description="Training loss; model choice always uses the plain held-out NLL")] = "beta_nll"
+    loss: Annotated[Loss, Field(description="Training loss; the best epoch always is by held-out CRPS")] = "beta_nll"
     beta: Annotated[float, Field(ge=0, le=1, description="beta of beta_nll: 0 is nll, 1 trains the mean as mse does")] = 0.5
     members: Annotated[Count, Field(description="Members of the ensemble")] = 8
     width: Annotated[Count, Field(description="Units of a hidden layer")] = 128

@@ -45,9 +45,22 @@ class RowsRequest:
     warnings: dict[int, list[str]]
 
 
-def read_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> RowsRequest:
-    """The request that a V1 body holds. Raises InvalidRequestError with all its problems, or TooLargeError."""
+def read_request(
+    body: bytes,
+    features: Features,
+    *,
+    targets: int,
+    default_coverage: float,
+    limits: Limits,
+    rewrite: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> RowsRequest:
+    """The request that a V1 body holds; `rewrite` makes a V1 request of an object in another form.
+
+    Raises InvalidRequestError with all its problems, or TooLargeError.
+    """
     request = _document(body, features)
+    if rewrite is not None and isinstance(request, dict):
+        request = rewrite(request)
     if not isinstance(request, dict):
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
     problems = [

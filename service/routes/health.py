@@ -16,6 +16,7 @@ async def live() -> Response:
     return json_answer({"live": True})
 
 
+@router.get("/ping", summary="Is the server ready? (SageMaker)")
 @router.get("/v2/health/ready", summary="Is the server ready?")
 async def ready(request: Request) -> Response:
     """200 when every model can answer and the server is not shutting down; otherwise 503 and what is waited for."""

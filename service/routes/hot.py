@@ -9,18 +9,23 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import MethodNotAllowedError, ServiceError
+from service.inference.model import ServedModel
 from service.metrics import OK
 from service.routes.answers import CLIENT_GONE, Content, error_answer
 from service.routes.infer import infer
-from service.routes.predict import predict
+from service.routes.predict import invocations, predict
+from service.settings import Settings
 from service.state import ServiceState
 
-_ROUTES: tuple[tuple[re.Pattern[str], Callable[..., Awaitable[Content]]], ...] = (
+Respond = Callable[[Settings, ServedModel, Scope, Receive], Awaitable[Content]]
+
+_ROUTES: tuple[tuple[re.Pattern[str], Respond], ...] = (
     (
         re.compile(r"/v1/models/(?P<name>[^/]+?)(?:/versions/(?P<version>[^/]+)|/labels/(?P<label>[^/]+))?:predict"),
         predict,
     ),
     (re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer"), infer),
+    (re.compile("/invocations"), invocations),
 )
 
 
@@ -30,20 +35,20 @@ class HotRoutes:
     def __init__(self, app: ASGIApp, *, state: ServiceState):
         self._app = app
         self._state = state
+        vertex = state.settings.vertex_predict_route
+        self._routes = _ROUTES if vertex is None else ((re.compile(re.escape(vertex)), invocations), *_ROUTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
-            for pattern, respond in _ROUTES:
+            for pattern, respond in self._routes:
                 path = pattern.fullmatch(scope["path"])
                 if path is not None:
                     await self._respond(respond, path.groupdict(), scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
-    async def _respond(
-        self, respond: Callable[..., Awaitable[Content]], names: dict[str, str], scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _respond(self, respond: Respond, names: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         metrics, model = self._state.metrics, None
         metrics.in_flight += 1
@@ -51,7 +56,7 @@ class HotRoutes:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowedError(f"{scope['method']} is not allowed here; use POST")
-            model = self._state.repository.model(**names)
+            model = self._state.repository.model(**names) if names else self._state.default_model()
             content = await respond(self._state.settings, model, scope, receive)
             outcome = OK
         except ServiceError as error:

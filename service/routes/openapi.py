@@ -63,6 +63,9 @@ def openapi_document(app: FastAPI, repository: Repository) -> dict[str, Any]:
         paths[path] = {"post": _operation(summary, model=model, parameters=names)}
     for path, names in zip(infer.PATHS, (["name"], ["name", "version"]), strict=True):
         paths[path] = {"post": _infer_operation(model, parameters=names)}
+    paths["/invocations"] = {
+        "post": _operation("Predict with the only model (SageMaker, MLflow's forms)", model=None, parameters=[])
+    }
     return document | {"paths": paths | document["paths"]}
 
 

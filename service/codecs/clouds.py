@@ -1,0 +1,59 @@
+"""The JSON forms in which cloud containers and MLflow's clients send rows, as a V1 request."""
+
+from typing import Any
+
+from service.codecs.features import json_type
+from service.errors import InvalidRequestError
+
+_FORMS = ("instances", "dataframe_split", "dataframe_records", "inputs")
+
+
+def as_v1(request: dict[str, Any]) -> dict[str, Any]:
+    """`request` with its rows as `instances`, and with what Vertex AI puts into `parameters` beside them.
+
+    Rows come as `instances` (V1, Vertex AI), `dataframe_split` {columns, data}, `dataframe_records` [{column: value}], or
+    `inputs`, rows or an object of columns (MLflow). Raises InvalidRequestError where none or several are there, or one has a
+    wrong form.
+    """
+    given = [form for form in _FORMS if form in request]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "no rows"
+        raise InvalidRequestError(f"the request has {found}; give one of {', '.join(_FORMS)}")
+    (form,) = given
+    rest = {key: value for key, value in request.items() if key not in (form, "parameters")}
+    options = request.get("parameters")
+    if options is not None and not isinstance(options, dict):
+        raise InvalidRequestError(f"'parameters' is {json_type(options)}; give an object")
+    rows = request[form]
+    if form == "dataframe_split":
+        rows = _split(rows)
+    elif form == "inputs" and isinstance(rows, dict):
+        rows = _by_column(rows)
+    return rest | (options or {}) | {"instances": rows}
+
+
+def _split(frame: Any) -> list[Any]:
+    columns, data = (frame.get("columns"), frame.get("data")) if isinstance(frame, dict) else (None, None)
+    if not isinstance(data, list) or not (columns is None or isinstance(columns, list)):
+        raise InvalidRequestError("'dataframe_split' is not an object of columns and data; give {columns: [], data: [[]]}")
+    if columns is None:
+        return data
+    for number, row in enumerate(data):
+        if not isinstance(row, list) or len(row) != len(columns):
+            found = f"has {len(row)} values" if isinstance(row, list) else f"is {json_type(row)}"
+            raise InvalidRequestError(f"row {number} of 'dataframe_split' {found}; there are {len(columns)} columns")
+    names = [_name(column) for column in columns]
+    return [dict(zip(names, row, strict=True)) for row in data]
+
+
+def _by_column(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    lengths = {len(values) if isinstance(values, list) else -1 for values in columns.values()}
+    if len(lengths) > 1 or -1 in lengths:
+        raise InvalidRequestError("'inputs' has columns that are no arrays of one length")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _name(column: Any) -> str:
+    if not isinstance(column, str):
+        raise InvalidRequestError(f"'dataframe_split' names a column {json_type(column)}; give texts")
+    return column
