@@ -24,14 +24,15 @@ from service.security import Guard, Keys
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
+from service.workers import SHARE_SECONDS, SharedCounts
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI application.
+def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> FastAPI:
+    """The service as an ASGI application. counts: shared with the other processes, where it is one of several.
 
     Raises DeviceError where the device that must be used does not run, KeysError where the file of keys is bad.
     """
-    state = _service_state(settings)
+    state = _service_state(settings, counts)
     app = FastAPIOffline(  # Swagger UI from this server: /docs works without a way out to the internet
         docs_url="/docs",
         redoc_url=None,
@@ -61,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _service_state(settings: Settings) -> ServiceState:
+def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceState:
     device = choose_device(settings.device, threads=settings.threads)
     limits = _run_limits(settings, device)
 
@@ -76,7 +77,7 @@ def _service_state(settings: Settings) -> ServiceState:
         rescan_seconds=settings.rescan_seconds,
         reloads=counted.reloads,
     )
-    return ServiceState(settings, device, models, counted)
+    return ServiceState(settings, device, models, counted, counts)
 
 
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
@@ -95,10 +96,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.repository.rescan()
     gc.collect()
     gc.freeze()  # what lives as long as the service is not searched for garbage again and again
-    watching = asyncio.create_task(state.repository.watch())
-    try:
+    async with asyncio.TaskGroup() as tasks:
+        background = [tasks.create_task(state.repository.watch())]
+        if state.counts is not None:
+            background.append(tasks.create_task(_share_counts(state, state.counts)))
         yield
+        for task in background:
+            task.cancel()
+
+
+async def _share_counts(state: ServiceState, counts: SharedCounts) -> None:
+    """Leave this process's counts for the others, now and then and at the end."""
+    try:
+        while True:
+            counts.leave(state.own_snapshot())
+            await asyncio.sleep(SHARE_SECONDS)
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        counts.leave(state.own_snapshot())

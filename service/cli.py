@@ -58,7 +58,7 @@ def _serve(arguments: list[str]) -> int:
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     try:
         return serve(settings)
-    except (DeviceError, KeysError) as error:
+    except (DeviceError, KeysError, OSError) as error:
         return _fail(f"the service does not start: {error}", status=1)
     except KeyboardInterrupt:  # before uvicorn took the signal over
         return 0

@@ -3,14 +3,17 @@
 import ipaddress
 import logging
 import signal
+import socket
 import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
 from service.state import ServiceState
+from service.workers import SharedCounts, supervise
 
 logger = logging.getLogger("service")
 
@@ -48,7 +51,19 @@ class DrainingServer(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit status. Raises DeviceError and KeysError as `create_app` does."""
-    app = create_app(settings)
+    if settings.keys is None and not _is_loopback(settings.host):
+        logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
+    if settings.workers > 1:
+        return supervise(settings)
+    return _run(create_app(settings), settings)
+
+
+def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCounts) -> int:
+    """Serve at a socket, as one process of several."""
+    return _run(create_app(settings, counts=counts), settings, listening)
+
+
+def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = None) -> int:
     state: ServiceState = app.state.service
     config = uvicorn.Config(
         app,
@@ -61,10 +76,8 @@ def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)
-    if settings.keys is None and not _is_loopback(settings.host):
-        logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
     server = DrainingServer(config, state)
-    server.run()
+    server.run(sockets=None if listening is None else [listening])
     return 0 if server.started else 1
 
 

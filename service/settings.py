@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     port: Port = 8000
     """Port to listen on; 0 takes any free one, which the log names."""
 
+    workers: Count = 1
+    """Processes that serve the port, each with its own models in memory; one that dies is replaced."""
+
     default_model: str | None = None
     """Model of the routes that name none (/invocations, Vertex AI's); default: the only one of the repository."""
 

@@ -11,6 +11,7 @@ from service.inference.session import Device
 from service.metrics import ServiceMetrics, Snapshot, snapshot
 from service.repository import Repository
 from service.settings import Settings
+from service.workers import SharedCounts
 
 
 @dataclass
@@ -21,6 +22,8 @@ class ServiceState:
     device: Device
     repository: Repository
     metrics: ServiceMetrics
+    counts: SharedCounts | None = None
+    """Where this process is one of several."""
     draining: bool = False
     """Set at SIGTERM: not ready any more, still serving."""
 
@@ -46,8 +49,12 @@ class ServiceState:
             yield from entry.served.values()
 
     def snapshots(self) -> list[Snapshot]:
-        """What was counted."""
-        return [snapshot(self.metrics, self.models())]
+        """What was counted, by every process of this service."""
+        return [self.own_snapshot(), *([] if self.counts is None else self.counts.others())]
+
+    def own_snapshot(self) -> Snapshot:
+        """What this process has counted."""
+        return snapshot(self.metrics, self.models())
 
 
 def state_of(connection: HTTPConnection) -> ServiceState:

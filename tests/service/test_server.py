@@ -15,7 +15,7 @@ from service.client import Client, ErrorbarError
 from tests.model_files import write_formula_model
 from training.publish import publish
 
-ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+ADDRESS = re.compile(r"(?:running on|workers serve) (http://127\.0\.0\.1:\d+)")
 
 
 class Process:

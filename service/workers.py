@@ -1,0 +1,203 @@
+"""Several processes that serve one port, and what they share: nothing but the counts that they leave in a folder.
+
+Each has its own socket on the port (SO_REUSEPORT), so the kernel spreads connections over them, and its own models. One that
+dies is replaced. The parent serves nothing.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import orjson
+
+from service.metrics import FAMILIES, Snapshot, merged
+from service.settings import Settings
+
+logger = logging.getLogger("service")
+
+SHARE_SECONDS = 1.0
+"""A process leaves its counts this often."""
+
+_LASTING = frozenset(name for name, family in FAMILIES.items() if family.kind in ("counter", "histogram", "hidden"))
+_ENDED = "ended.json"
+_CANNOT_START = 3
+_SOON_SECONDS = 10.0
+_MOST_SOON = 5
+"""A worker that has ended this often within _SOON_SECONDS will not get better by itself."""
+
+
+class SharedCounts:
+    """Counts of several processes: each leaves a file, each reads those of the others."""
+
+    def __init__(self, folder: Path, name: str):
+        self._folder = folder
+        self._file = folder / f"{name}.json"
+
+    def leave(self, taken: Snapshot) -> None:
+        """Let the others know what this process has counted."""
+        try:
+            _write(self._file, taken)
+        except OSError as error:  # a full disk must not end the service
+            logger.warning("the counts of this process cannot be left for the others (%s)", error)
+
+    def others(self) -> list[Snapshot]:
+        """What the other processes have left, those included that have ended."""
+        return [_read(file) for file in sorted(self._folder.glob("*.json")) if file != self._file]
+
+
+def forget(folder: Path, name: str) -> None:
+    """Keep of a process that has ended what it has counted, and drop what it was doing."""
+    file = folder / f"{name}.json"
+    if not file.exists():
+        return
+    ended: dict[str, list[tuple[list[str], float | list[float]]]] = {}
+    for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
+        if family in _LASTING:
+            ended[family] = [(list(labels), value) for labels, value in series.items()]
+    _write(folder / _ENDED, ended)
+    file.unlink(missing_ok=True)
+
+
+def supervise(settings: Settings) -> int:
+    """Serve with `settings.workers` processes until a signal; the exit status."""
+    with _reserved_port(settings) as port, _folder() as folder:
+        supervisor = _Supervisor(settings.model_copy(update={"port": port}), folder)
+        return supervisor.run()
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, folder: Path):
+        self._settings = settings
+        self._folder = folder
+        self._spawn = multiprocessing.get_context("spawn")
+        self._processes: list[BaseProcess] = []
+        self._stopping = threading.Event()
+        self._ended: list[float] = []
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
+        self._processes = [self._started() for _ in range(self._settings.workers)]
+        status = 0
+        while alive := [process for process in self._processes if process.is_alive()]:
+            connection.wait([process.sentinel for process in alive], timeout=1.0)
+            for place, process in enumerate(self._processes):
+                if process.exitcode is None:
+                    continue
+                forget(self._folder, process.name)
+                if self._stopping.is_set():
+                    status = status or abs(process.exitcode)
+                    continue
+                if process.exitcode == _CANNOT_START or self._hopeless():
+                    logger.error("a worker ended with status %s, and another would too: the service ends", process.exitcode)
+                    status = 1
+                    self._pass_on(signal.SIGTERM, None)
+                    break
+                logger.error("worker %d ended with status %s; another takes its place", process.pid, process.exitcode)
+                self._processes[place] = self._started()
+        return status
+
+    def _started(self) -> BaseProcess:
+        process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
+        process.start()
+        return process
+
+    def _hopeless(self) -> bool:
+        now = time.monotonic()
+        self._ended = [ended for ended in self._ended if now - ended < _SOON_SECONDS] + [now]
+        return len(self._ended) >= _MOST_SOON
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self._stopping.set()
+        for process in self._processes:
+            if process.pid is not None and process.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+
+def _work(settings: Settings, folder: Path) -> None:
+    """What a worker does."""
+    from service.inference.session import DeviceError
+    from service.security import KeysError
+    from service.server import serve_worker
+    from service.telemetry import configure_logging
+
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        with own_socket(settings) as listening:
+            status = serve_worker(settings, listening, SharedCounts(folder, multiprocessing.current_process().name))
+    except (DeviceError, KeysError) as error:
+        logger.error("the service does not start: %s", error)  # noqa: TRY400 - the reason says it all
+        status = _CANNOT_START
+    raise SystemExit(status)
+
+
+def _end_with_parent() -> None:
+    """A worker without its parent would keep the port, and nobody would replace it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def own_socket(settings: Settings) -> socket.socket:
+    """A socket of this process alone on the port that all workers share."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    own = socket.socket(family, socket.SOCK_STREAM)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        own.bind((settings.host, settings.port))
+    except OSError:
+        own.close()
+        raise
+    own.set_inheritable(True)
+    return own
+
+
+@contextlib.contextmanager
+def _reserved_port(settings: Settings) -> Iterator[int]:
+    """The port, kept from others while no worker listens; it is found here where the setting is 0."""
+    if settings.port:  # another service's port would be shared silently, so it must be free without SO_REUSEPORT
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+    with own_socket(settings) as reserved:
+        yield reserved.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="errorbar-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(file: Path, taken: Snapshot) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(orjson.dumps(taken))
+    partial.replace(file)
+
+
+def _read(file: Path) -> Snapshot:
+    try:
+        taken: Snapshot = orjson.loads(file.read_bytes())
+    except FileNotFoundError:  # its process has ended meanwhile
+        return {}
+    return taken

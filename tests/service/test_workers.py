@@ -1,0 +1,161 @@
+"""Several real processes on one real port."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.metrics import FAMILIES
+from service.settings import Settings
+from service.workers import SharedCounts, forget, own_socket
+from tests.service.test_metrics import read
+from tests.service.test_server import Process, until
+
+ROW = {"instances": [[1, 2]]}
+
+
+def test_counts_of_other_processes_last_when_these_end(tmp_path):
+    one, other = SharedCounts(tmp_path, "one"), SharedCounts(tmp_path, "other")
+    for times in (1, 2):
+        other.leave(
+            {
+                "errorbar_requests": [(["m", "1", "ok"], 2.0 * times)],
+                "errorbar_run_rows": [(["m", "1"], [1.0 * times, 3.0 * times])],
+                "errorbar_up": [([], 1.0)],
+                "errorbar_model_info": [(["m", "1", "abc", "cpu"], 1.0)],
+            }
+        )
+    (left,) = one.others()
+    assert left["errorbar_requests"] == [[["m", "1", "ok"], 4.0]]
+    assert left["errorbar_up"] == [[[], 1.0]]
+    for _ in range(2):  # the second time there is nothing to forget
+        forget(tmp_path, "other")
+        (left,) = one.others()
+        assert left["errorbar_requests"] == [[["m", "1", "ok"], 4.0]]
+        assert left["errorbar_run_rows"] == [[["m", "1"], [2.0, 6.0]]]
+        assert not left.keys() & {"errorbar_up", "errorbar_model_info"}
+    assert {family.kind for family in FAMILIES.values()} == {"counter", "gauge", "largest", "histogram", "hidden"}
+
+
+class Workers(Process):
+    """A service of two workers, both ready."""
+
+    def __init__(self, repository, *flags):
+        super().__init__(repository, "--workers", "2", *flags)
+        until(lambda: self.counted().get(("errorbar_up",)) == 2)
+
+    def counted(self):
+        with httpx.Client() as http:  # a new connection, so it may be either worker
+            try:
+                return read(http.get(f"{self.url}/metrics").text)
+            except httpx.HTTPError:
+                return {}
+
+    def children(self):
+        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+    def ask(self, times):
+        for _ in range(times):
+            assert httpx.post(f"{self.url}/v1/models/m:predict", json=ROW).status_code == 200
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*arguments):
+        started.append(Workers(*arguments))
+        return started[-1]
+
+    yield start
+    for service in started:
+        if service.process.poll() is None:
+            service.stop(signal.SIGKILL)
+
+
+def requests(counted):
+    return counted.get(("errorbar_requests_total", "m", "ok", "1"), 0)
+
+
+def test_both_serve_and_either_tells_the_counts_of_both(repository, start):
+    service = start(repository)
+    assert len(service.children()) == 2
+    service.ask(40)
+    until(lambda: requests(service.counted()) == 40)
+    pages = [service.counted() for _ in range(12)]
+    assert {requests(page) for page in pages} == {40}
+    assert {page["errorbar_up",] for page in pages} == {2}
+    assert {page["errorbar_reloads_total", "ok"] for page in pages} == {2}
+    assert service.stop() == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.url)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start):
+    service = start(repository)
+    service.ask(20)
+    until(lambda: requests(service.counted()) == 20)
+    victim, other = service.children()
+    os.kill(victim, signal.SIGKILL)
+    failed = 0
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        try:
+            service.ask(1)
+        except httpx.HTTPError:  # a connection that had reached the killed one, at most
+            failed += 1
+    assert failed <= 1
+    until(lambda: service.counted().get(("errorbar_up",)) == 2)
+    assert other in service.children()
+    assert victim not in service.children()
+    assert requests(service.counted()) > 20
+    assert any(f"worker {victim} ended with status -9; another takes its place" in line for line in service.log)
+    assert service.stop() == 0
+
+
+def test_workers_end_with_their_parent(repository, start):
+    service = start(repository)
+    children = service.children()
+    service.stop(signal.SIGKILL)
+
+    def gone(pid):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+    until(lambda: all(gone(pid) for pid in children))
+
+
+def end(*flags):
+    command = [sys.executable, "-m", "service", "--workers", "2", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_port_in_use_is_said_at_start(repository):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = end("--repository", str(repository), "--port", str(taken.getsockname()[1]))
+    assert ended.returncode == 1
+    assert "the service does not start: " in ended.stderr
+    assert "in use" in ended.stderr
+
+
+def test_what_no_worker_can_start_with_ends_the_service(repository, tmp_path):
+    ended = end("--repository", str(repository), "--port", "0", "--keys", str(tmp_path / "nothing.json"))
+    assert ended.returncode == 1
+    assert "the service does not start: the file of keys" in ended.stderr
+
+
+def test_sockets_share_a_port():
+    with own_socket(Settings(port=0)) as one, own_socket(Settings(port=one.getsockname()[1])) as other:
+        assert one.getsockname() == other.getsockname()
