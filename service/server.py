@@ -1,21 +1,28 @@
 """The HTTP server process: uvicorn, with a drain phase before it closes its sockets."""
 
+import asyncio
 import ipaddress
 import logging
 import signal
 import socket
 import time
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.connections import Connection, ConnectionLimits
 from service.settings import Settings
 from service.state import ServiceState
 from service.workers import SharedCounts, supervise
 
 logger = logging.getLogger("service")
+
+
+_CHECK_TICKS = 5
 
 
 class DrainingServer(uvicorn.Server):
@@ -46,6 +53,11 @@ class DrainingServer(uvicorn.Server):
         """Called every 0.1 s."""
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
+        if counter % _CHECK_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check(now)
         return await super().on_tick(counter)
 
 
@@ -65,8 +77,11 @@ def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCou
 
 def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = None) -> int:
     state: ServiceState = app.state.service
+    limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=settings.max_connections)
     config = uvicorn.Config(
         app,
+        http=cast("Any", partial(Connection, limits=limits, metrics=state.metrics)),
+        timeout_keep_alive=settings.keep_alive_seconds,
         host=settings.host,
         port=settings.port,
         log_config=None,

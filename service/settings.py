@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     """Up to this many rows are run on the event loop itself, which takes less time than handing them to a thread."""
     run_rows: Count = 4096
     """Most rows of one run of a model; larger requests are run in pieces, which bounds their memory."""
+    max_connections: Count = 10_000
+    """Connections open at a time, each process for itself; one beyond is refused with 503."""
+    request_seconds: SomeSeconds = 30.0
+    """A request must arrive within this time of its first byte, and a client must read its answer without a longer pause."""
+    keep_alive_seconds: Count = 75
+    """An idle connection is kept open this long: longer than the load balancers in front, or they meet closed ones."""
     deadline_seconds: SomeSeconds = 30.0
     """A request that waits longer than this for its run is refused with 504."""
 

@@ -61,3 +61,10 @@ async def test_the_server_names_itself(repository, path):
     async with running(repository) as service:
         body = (await service.http.get(path)).json()
     assert (body["name"], set(body)) == ("errorbar", {"name", "version", "extensions"})
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/ping"])
+async def test_probes_may_ask_for_the_head_only(repository, path):
+    async with running(repository) as service:
+        answer = await service.http.head(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")

@@ -1,0 +1,133 @@
+"""HTTP connections with the limits that uvicorn has not: how long a request may take to arrive, how large its headers and how
+many the connections may be. What breaks one is refused as every other request is, with a sentence and a count.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import error_body
+from service.metrics import ServiceMetrics
+
+logger = logging.getLogger("service")
+
+HEADER_BYTES = 64 * 1024
+"""Most bytes of a request's headers, give or take what arrives at once."""
+LEFTOVER_BYTES = 1024 * 1024
+"""Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
+
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Of one connection, and of all."""
+
+    request_seconds: float
+    """From the first byte of a request, or the connection's start, to its last; and for a client to read on."""
+    connections: int
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `check` must be called now and then."""
+
+    def __init__(self, *arguments: Any, limits: ConnectionLimits, metrics: ServiceMetrics, **more: Any):
+        super().__init__(*arguments, **more)
+        self._limits = limits
+        self._metrics = metrics
+        self._arriving_since: float | None = None
+        self._unread_since: float | None = None
+        self._header_bytes: int | None = None
+        self._leftover_bytes: int | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self._arriving_since = self.loop.time()
+        if len(self.connections) > self._limits.connections:
+            limit = self._limits.connections
+            self._refuse(
+                503, f"overloaded: {limit} connections are open (setting max_connections); try again later", "overloaded"
+            )
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._leftover_bytes is not None:
+            self._leftover_bytes += len(data)
+            if self._leftover_bytes > LEFTOVER_BYTES:
+                self.transport.close()
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES:
+                self._refuse(431, f"the headers are larger than {HEADER_BYTES} bytes", "too_large")
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._arriving_since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser. Raises HttpParserError for an address that is none, which the parser lets pass."""
+        self._header_bytes = None
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
+            raise httptools.HttpParserError("the address is not valid") from error
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self._arriving_since = self._leftover_bytes = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Called when an answer is out."""
+        if self._arriving_since is not None:  # before its request was in: it was refused, and the rest is of no use
+            self._leftover_bytes = 0
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Called by the transport when the client reads too slowly."""
+        self._unread_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Called by the transport when the client has read on."""
+        self._unread_since = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where the bytes are no HTTP."""
+        self._refuse(400, msg, "invalid")
+
+    def check(self, now: float) -> None:
+        """Close the connection where its client lets the service wait for too long."""
+        longest = self._limits.request_seconds
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._unread_since is not None and now - self._unread_since > longest:
+            self._metrics.rejected["unread"] += 1
+            self.transport.abort()
+        elif self._arriving_since is not None and now - self._arriving_since > longest:
+            sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
+            self._refuse(408, sentence, "slow")
+
+    def _refuse(self, status: int, sentence: str, reason: str) -> None:
+        """Answer without the application, unless it has begun to, and close."""
+        self._metrics.rejected[reason] += 1
+        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+            body = orjson.dumps(error_body(sentence))
+            retry = "retry-after: 1\r\n" if status == 503 else ""
+            head = (
+                f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n{retry}"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()

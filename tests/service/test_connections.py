@@ -1,0 +1,170 @@
+"""Clients that do their worst, on real sockets."""
+
+import contextlib
+import socket
+import time
+
+import httpx
+import orjson
+import pytest
+
+from tests.service.test_metrics import read
+from tests.service.test_server import Process, until
+
+ROW = b'{"instances": [[1, 2]]}'
+HEAD = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    from tests.model_files import write_formula_model
+
+    repository = tmp_path_factory.mktemp("repository")
+    write_formula_model(repository / "m" / "1" / "model.onnx")
+    running = Process(repository, "--request-seconds", "1", "--max-connections", "20", "--max-body-bytes", "100000")
+    yield running
+    assert running.stop() == 0
+
+
+@contextlib.contextmanager
+def connected(service):
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        yield client
+
+
+def all_of(client):
+    """What the service sends until it closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            received += part
+    return received
+
+
+def refusal(received):
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    return int(head.split()[1]), orjson.loads(body)["error"]
+
+
+def rejected(service, reason):
+    return read(httpx.get(f"{service.url}/metrics").text).get(("errorbar_rejected_total", reason), 0)
+
+
+def serves(service):
+    assert httpx.post(f"{service.url}/v1/models/m:predict", content=ROW).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"POST /v1/mod", HEAD % 100, HEAD % 100 + b"\r\n", HEAD % 100 + b"\r\n{"], ids=range(5)
+)
+def test_what_does_not_arrive_is_not_waited_for(service, beginning):
+    before = rejected(service, "slow")
+    with connected(service) as client:
+        client.sendall(beginning)
+        start = time.monotonic()
+        status, sentence = refusal(all_of(client))
+    assert (status, sentence) == (408, "the request did not arrive within 1 seconds (setting request_seconds)")
+    assert 0.5 < time.monotonic() - start < 5
+    assert rejected(service, "slow") == before + 1
+    serves(service)
+
+
+def test_a_byte_now_and_then_is_not_enough(service):
+    with connected(service) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(HEAD % 100 + b"\r\n")
+        start = time.monotonic()
+        client.settimeout(0.1)
+        while time.monotonic() - start < 8:
+            client.sendall(b" ")
+            try:
+                if not client.recv(1000):
+                    break
+            except TimeoutError:
+                continue
+        assert time.monotonic() - start < 5
+    serves(service)
+
+
+def test_a_flood_of_headers_is_cut(service):
+    before = rejected(service, "too_large")
+    sent = 0
+    with connected(service) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        for number in range(100_000):
+            line = b"X-%d: %s\r\n" % (number, b"a" * 1000)
+            client.sendall(line)
+            sent += len(line)
+    assert sent < 10_000_000
+    assert rejected(service, "too_large") == before + 1
+    serves(service)
+
+
+@pytest.mark.parametrize(
+    "bytes_", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"BREW /pot HTCPCP/1.0\r\n\r\n", b"GET x y\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused(service, bytes_):
+    with connected(service) as client:
+        client.sendall(bytes_)
+        status, sentence = refusal(all_of(client))
+    assert status == 400
+    assert sentence
+    serves(service)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(service):
+    with connected(service) as client:
+        client.sendall(HEAD % 10**9 + b"\r\n")
+        client.settimeout(5)
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+    serves(service)
+
+
+def test_a_body_without_an_end_is_cut(service):
+    sent = 0
+    with connected(service) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(100_000):
+            client.sendall(b"1000\r\n" + b" " * 0x1000 + b"\r\n")
+            sent += 0x1000
+    assert sent < 20_000_000
+    serves(service)
+
+
+def test_too_many_connections_are_refused_and_room_comes_back(service):
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(service)) for _ in range(20)]
+        assert clients
+        with connected(service) as beyond:
+            received = all_of(beyond)
+        assert refusal(received) == (503, "overloaded: 20 connections are open (setting max_connections); try again later")
+        assert b"retry-after: 1" in received
+    until(lambda: httpx.get(f"{service.url}/v2/health/live").status_code == 200)
+    serves(service)
+
+
+def test_thousands_of_requests_on_one_connection(service):
+    one = HEAD % len(ROW) + b"\r\n" + ROW
+    with connected(service) as client:
+        answered = 0
+        for _ in range(20):
+            client.sendall(one * 250)
+            received = b""
+            while received.count(b"HTTP/1.1 200 OK") < 250:
+                received += client.recv(1 << 20)
+            answered += received.count(b"HTTP/1.1 200 OK")
+    assert answered == 5000
+
+
+def test_a_client_that_does_not_read_is_dropped(service):
+    before = rejected(service, "unread")
+    many = orjson.dumps({"instances": [[1, 2]] * 400, "coverage": [0.5, 0.6, 0.7, 0.8, 0.9]})
+    with connected(service) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+            client.settimeout(1)
+            for _ in range(300):
+                client.sendall(HEAD % len(many) + b"\r\n" + many)
+        until(lambda: rejected(service, "unread") > before)
+    serves(service)
