@@ -64,3 +64,25 @@ def test_a_session_that_moved_to_the_cpu_by_itself_is_refused(monkeypatch):
     monkeypatch.setattr(module, "_cuda_session", silent_fallback)
     with pytest.raises(DeviceError, match="cuda was asked for, and ONNX Runtime uses CPUExecutionProvider"):
         choose_device("cuda", threads=1)
+
+
+def graph(node, initializers=()):
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in ("x", "y")]
+    whole = onnx.helper.make_graph([node], "g", value[:1], value[1:], list(initializers))
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("evil", 1)]
+    return onnx.helper.make_model(whole, opset_imports=opsets, ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_data_outside_of_the_file_is_not_read(tmp_path, monkeypatch, absolute):
+    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    outside = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=str(tmp_path / "secret.bin") if absolute else "secret.bin")
+    with pytest.raises(DeviceError, match="cannot load the model"):
+        Session(graph(onnx.helper.make_node("Add", ["x", "w"], ["y"]), [outside]), Device("cpu", 1))
+
+
+def test_operators_that_onnx_runtime_does_not_have_are_refused():
+    with pytest.raises(DeviceError, match="evil"):
+        Session(graph(onnx.helper.make_node("Anything", ["x"], ["y"], domain="evil")), Device("cpu", 1))
