@@ -24,6 +24,7 @@ from service.security import Guard, Keys
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
+from service.tracing import add_tracing
 from service.workers import SHARE_SECONDS, SharedCounts
 
 
@@ -54,6 +55,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     keys = None if settings.keys is None else Keys(settings.keys)
     app.add_middleware(Guard, keys=keys, metrics=state.metrics, probe=settings.vertex_health_route)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
+    app.state.end_tracing = add_tracing(app)
 
     def openapi() -> dict[str, Any]:
         return openapi_document(app, state.repository)
@@ -103,6 +105,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         for task in background:
             task.cancel()
+    await asyncio.to_thread(app.state.end_tracing)
 
 
 async def _share_counts(state: ServiceState, counts: SharedCounts) -> None:

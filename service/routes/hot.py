@@ -19,7 +19,7 @@ from service.state import ServiceState
 
 Respond = Callable[[Settings, ServedModel, Scope, Receive], Awaitable[Content]]
 
-_ROUTES: tuple[tuple[re.Pattern[str], Respond], ...] = (
+ROUTES: tuple[tuple[re.Pattern[str], Respond], ...] = (
     (
         re.compile(r"/v1/models/(?P<name>[^/]+?)(?:/versions/(?P<version>[^/]+)|/labels/(?P<label>[^/]+))?:predict"),
         predict,
@@ -36,7 +36,7 @@ class HotRoutes:
         self._app = app
         self._state = state
         vertex = state.settings.vertex_predict_route
-        self._routes = _ROUTES if vertex is None else ((re.compile(re.escape(vertex)), invocations), *_ROUTES)
+        self._routes = ROUTES if vertex is None else ((re.compile(re.escape(vertex)), invocations), *ROUTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
