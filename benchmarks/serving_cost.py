@@ -59,7 +59,9 @@ class Cost:
 
 
 SIZES = (
-    Size(8, 128, 3, 16, 8),
+    Size(8, 128, 3, 16, 8),  # the default
+    Size(4, 64, 2, 8, 4),  # small
+    Size(16, 256, 3, 16, 8),  # large
     Size(8, 128, 2, 16, 8),
     Size(8, 128, 2, 8, 8),
     Size(8, 96, 3, 8, 8),

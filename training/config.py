@@ -57,7 +57,7 @@ class NetworkOptions(_Options):
 
     size: Annotated[
         Literal["small", "default", "large"],
-        Field(description="small serves faster, large predicts a little better: sets members, width, depth and embedding"),
+        Field(description="small serves faster, large has more capacity: sets members, width, depth and embedding"),
     ] = "default"
     loss: Annotated[Loss, Field(description="Training loss; the best epoch always is by held-out CRPS")] = "beta_nll"
     beta: Annotated[float, Field(ge=0, le=1, description="beta of beta_nll: 0 is nll, 1 trains the mean as mse does")] = 0.5
