@@ -113,6 +113,7 @@ class _Supervisor:
     def _started(self) -> BaseProcess:
         process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
         process.start()
+        logger.info("worker %d started", process.pid)
         return process
 
     def _hopeless(self) -> bool:

@@ -1,12 +1,12 @@
 """Several real processes on one real port."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -58,8 +58,10 @@ class Workers(Process):
                 return {}
 
     def children(self):
-        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+        """The processes that the supervisor has started and not seen end."""
+        told = "".join(self.log)
+        started, ended = (set(map(int, re.findall(rf"worker (\d+) {what}", told))) for what in ("started", "ended"))
+        return sorted(started - ended)
 
     def ask(self, times):
         for _ in range(times):
@@ -121,17 +123,16 @@ def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, sta
 
 def test_workers_end_with_their_parent(repository, start):
     service = start(repository)
-    children = service.children()
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with socket.socket() as asking:
+        assert asking.connect_ex(address) == 0
     service.stop(signal.SIGKILL)
 
-    def gone(pid):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    def silent():
+        with socket.socket() as asking:
+            return asking.connect_ex(address) != 0
 
-    until(lambda: all(gone(pid) for pid in children))
+    until(silent)
 
 
 def end(*flags):
