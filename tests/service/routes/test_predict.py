@@ -321,3 +321,21 @@ async def test_tables_are_answered_as_json_is(repository, rows_):
         assert [float(cell) for cell in line.split(",")] == expected
     assert refused.status_code == 400
     assert refused.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("media_type", "none", "one", "told"),
+    [("text/csv", "a,b\n", "1,2\n", "y_mean,y_std,y_epistemic_std\n"), ("application/x-ndjson", "", "[1, 2]\n", "")],
+)
+async def test_tables_of_no_rows_or_no_intervals_are_answered(repository, media_type, none, one, told):
+    async with running(repository) as service:
+
+        async def ask(body):
+            url = "/v1/models/m:predict?coverage=&samples=0"
+            return await service.http.post(url, content=body, headers={"content-type": media_type})
+
+        empty, row = await ask(none), await ask(one)
+    assert (empty.status_code, empty.text) == (200, told)
+    assert row.status_code == 200
+    assert row.text.startswith(told)
+    assert len(row.text.splitlines()) == 1 + len(told.splitlines())
