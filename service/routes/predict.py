@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope
 
 from service.codecs.clouds import as_v1
 from service.codecs.rows import Limits, RowsRequest, answer, read_request
-from service.codecs.tables import FORMATS, read_table
+from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.model import ServedModel
 from service.inference.predictions import Prediction
 from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, header, read_body
@@ -74,6 +74,7 @@ def _reader(
     }
     form = FORMATS.get(media_type)
     if form is None:
+        refuse_options(scope["query_string"])
         return lambda: read_request(body, model.features, rewrite=rewrite, **what)
     return lambda: read_table(body, scope["query_string"], form, model.features, **what)
 
