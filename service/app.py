@@ -49,7 +49,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.include_router(repository.router)
     app.include_router(metrics.router)
     if settings.vertex_health_route is not None:
-        app.add_api_route(settings.vertex_health_route, health.ready, summary="Is the server ready? (Vertex AI)")
+        app.add_api_route(settings.vertex_health_route, health.ready, include_in_schema=False)
     add_error_handlers(app)
     app.add_middleware(HotRoutes, state=state)
     keys = None if settings.keys is None else Keys(settings.keys)
@@ -58,7 +58,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.state.end_tracing = add_tracing(app)
 
     def openapi() -> dict[str, Any]:
-        return openapi_document(app, state.repository)
+        return openapi_document(app, state.repository, keys=settings.keys is not None)
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change it
     return app
