@@ -1,15 +1,20 @@
 """HTTP connections with the limits that uvicorn has not: how long a request may take to arrive, how large its headers and how
 many the connections may be. What breaks one is refused as every other request is, with a sentence and a count.
+
+Small, plain requests for predictions are answered from here without ASGI (service/direct.py).
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.direct import Direct
 from service.errors import error_body
 from service.metrics import ServiceMetrics
 
@@ -19,6 +24,9 @@ HEADER_BYTES = 64 * 1024
 """Most bytes of a request's headers, give or take what arrives at once."""
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
+
+DIRECT_BYTES = 1024 * 1024
+"""A larger body goes through ASGI, which reads no faster than it uses what it reads."""
 
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
@@ -32,11 +40,35 @@ class ConnectionLimits:
     connections: int
 
 
+class _Exchange:
+    """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for."""
+
+    def __init__(self, answer: Callable[[bytes], Awaitable[tuple[bytes, bytes]]], *, keep_alive: bool):
+        self.answer = answer
+        self.chunks: list[bytes] = []
+        self.keep_alive = keep_alive
+        self.disconnected = self.response_started = self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+
+class _NobodyWaits:
+    def set(self) -> None:
+        """Nobody waits for the rest of the body: the answer begins when it is there."""
+
+
+_NOBODY_WAITS = _NobodyWaits()
+
+
 class Connection(HttpToolsProtocol):
     """One connection. `check` must be called now and then."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, metrics: ServiceMetrics, **more: Any):
+    cycle: Any
+
+    def __init__(
+        self, *arguments: Any, limits: ConnectionLimits, metrics: ServiceMetrics, direct: Direct | None = None, **more: Any
+    ):
         super().__init__(*arguments, **more)
+        self._direct = direct
         self._limits = limits
         self._metrics = metrics
         self._arriving_since: float | None = None
@@ -77,15 +109,31 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser. Raises HttpParserError for an address that is none, which the parser lets pass."""
         self._header_bytes = None
+        exchange = self._exchange()
+        if exchange is not None:
+            self.cycle = exchange
+            return
         try:
             super().on_headers_complete()
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
             raise httptools.HttpParserError("the address is not valid") from error
 
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        if isinstance(self.cycle, _Exchange):
+            self.cycle.chunks.append(body)
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._arriving_since = self._leftover_bytes = None
-        super().on_message_complete()
+        if isinstance(self.cycle, _Exchange):
+            task = self.loop.create_task(self._answer(self.cycle))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        else:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
@@ -118,6 +166,42 @@ class Connection(HttpToolsProtocol):
         elif self._arriving_since is not None and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")
+
+    def _exchange(self) -> _Exchange | None:
+        """What begins where a request is a plain one for a prediction, and none is before it."""
+        if self._direct is None or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        path, _, query = self.url.partition(b"?")
+        route = self._direct.route(path)
+        parser = self.parser
+        if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+            return None
+        length = None
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = value
+            elif name in (b"transfer-encoding", b"expect"):
+                return None
+        if length is None or not length.isdigit() or len(length) > 9 or int(length) > DIRECT_BYTES:
+            return None
+        scope = {**self.scope, "method": "POST", "path": path.decode(), "query_string": query}
+        return _Exchange(partial(self._direct.answer, route, scope), keep_alive=parser.should_keep_alive())
+
+    async def _answer(self, exchange: _Exchange) -> None:
+        chunks = exchange.chunks
+        head, body = await exchange.answer(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self.flow.write_paused and not exchange.disconnected:
+            await self.flow.drain()
+        if exchange.disconnected:
+            return
+        lines = [head, *(b"%b: %b" % header for header in self.server_state.default_headers)]
+        if not exchange.keep_alive:
+            lines.append(b"connection: close")
+        self.transport.write(b"\r\n".join((*lines, b"", body)))
+        exchange.response_started = exchange.response_complete = True
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _refuse(self, status: int, sentence: str, reason: str) -> None:
         """Answer without the application, unless it has begun to, and close."""

@@ -80,7 +80,7 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
     limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=settings.max_connections)
     config = uvicorn.Config(
         app,
-        http=cast("Any", partial(Connection, limits=limits, metrics=state.metrics)),
+        http=cast("Any", partial(Connection, limits=limits, metrics=state.metrics, direct=app.state.direct)),
         timeout_keep_alive=settings.keep_alive_seconds,
         host=settings.host,
         port=settings.port,
@@ -88,6 +88,7 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
         access_log=False,  # ours knows the request id and writes JSON
         ws="none",
         server_header=False,
+        proxy_headers=False,  # the client in the log is who connected; who else it was said to be stands beside it
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)

@@ -27,7 +27,7 @@ async def ready(request: Request) -> Response:
     if reason is None:
         return json_answer({"ready": True, "live": True})
     body = {"ready": False, "live": True, "error": f"not ready: {reason}"}
-    return json_answer(body, status=UnavailableError.status, headers={"Retry-After": str(UnavailableError.retry_after)})
+    return json_answer(body, status=UnavailableError.status, headers=UnavailableError.headers)
 
 
 @router.get("/v2/models/{name}/ready", summary="Is a model ready?")
@@ -47,5 +47,5 @@ def _model_ready(request: Request) -> Response:
     try:
         state_of(request).repository.model(**request.path_params)
     except UnavailableError as error:
-        return json_answer({"name": name, "ready": False} | error.body(), status=error.status)
+        return json_answer({"name": name, "ready": False} | error.body(), status=error.status, headers=error.headers)
     return json_answer({"name": name, "ready": True})

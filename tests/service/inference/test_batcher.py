@@ -171,7 +171,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_in_again_later():
     await reach_the_thread(model)
     with pytest.raises(UnavailableError, match=r"40 rows wait .* at most 50 .*max_queued_rows") as caught:
         await ask(shared, rows(11))
-    assert caught.value.retry_after
+    assert caught.value.headers == {"Retry-After": "1"}
     model.may_run.set()
     await waiting
     await ask(shared, rows(50))
