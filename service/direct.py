@@ -15,6 +15,7 @@ from service.security import Guard
 from service.telemetry import RequestWatch
 
 _ROUTES = 1000
+_STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
 
 class Direct:
@@ -48,7 +49,6 @@ class Direct:
 
 
 def _response(content: Content, request_id: bytes) -> tuple[bytes, bytes]:
-    lines = [b"HTTP/1.1 %d %b" % (content.status, HTTPStatus(content.status).phrase.encode())]
-    lines += [b"%b: %b" % line for line in content.all_headers]
-    lines.append(b"x-request-id: %b" % request_id)
-    return b"\r\n".join(lines), content.body
+    more = b"".join([b"\r\n%b: %b" % header for header in content.headers])
+    head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b%b"
+    return head % (_STATUS[content.status], content.media_type, len(content.body), request_id, more), content.body

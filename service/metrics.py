@@ -6,7 +6,7 @@ five times as long); prometheus_client writes the page. All counting happens on 
 
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,6 +29,9 @@ DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Bounds as shares of a target's training range."""
+
+_PREDICTED = ("std", "lower", "upper")
+_ROWS_ASIDE = 500
 
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
@@ -90,6 +93,8 @@ class ModelMetrics:
             "errorbar_interval_width_share": self.width,
         }
         ranges = [(t.maximum or 0.0) - (t.minimum or 0.0) for t in targets]
+        self._aside: defaultdict[Any, list[Arrays]] = defaultdict(list)
+        self._rows_aside = 0
         self._ranges = np.array([size if size > 0 else 1.0 for size in ranges])
 
     def finished(self, outcome: str, seconds: float) -> None:
@@ -108,10 +113,21 @@ class ModelMetrics:
         runs = self.runs_by_rows.setdefault(rows, [0, 0.0])
         runs[0] += 1
         runs[1] += seconds
-        if rows and "std" in arrays:
-            self.std.observe_all(arrays["std"] / self._ranges)
-        if rows and "lower" in arrays and "upper" in arrays and arrays["lower"].size:
-            self.width.observe_all((arrays["upper"] - arrays["lower"]) / self._ranges[:, None])
+        kind = tuple((name, arrays[name].shape[1:]) for name in _PREDICTED if name in arrays)
+        self._aside[kind].append(arrays)
+        self._rows_aside += rows
+        if self._rows_aside >= _ROWS_ASIDE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the predictions that were put aside: those of many runs take hardly longer than those of one."""
+        aside, self._aside, self._rows_aside = self._aside, defaultdict(list), 0
+        for kind, runs in aside.items():
+            whole = {name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind}
+            if "std" in whole:
+                self.std.observe_all(whole["std"] / self._ranges)
+            if "lower" in whole and "upper" in whole:
+                self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
 
 
 class ServiceMetrics:
@@ -183,6 +199,7 @@ def snapshot(service: ServiceMetrics, models: "Iterable[ServedModel]") -> Snapsh
     for model in models:
         of = [model.name, str(model.version)]
         counted = model.metrics
+        counted.settle()
         taken["errorbar_requests"] += [([*of, outcome], float(count)) for outcome, count in counted.requests.items()]
         taken["errorbar_request_seconds"] += [([*of, phase], seconds) for phase, seconds in counted.seconds.items()]
         taken["runs_by_rows"] += [([*of, str(rows)], list(runs)) for rows, runs in counted.runs_by_rows.items()]

@@ -2,11 +2,12 @@
 
 import difflib
 import math
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
-from operator import itemgetter
+from operator import itemgetter, le
 from types import NoneType
 from typing import Any
 
@@ -52,6 +53,8 @@ class Features:
     minimum: Values
     maximum: Values
     """[features]: the training range; infinite where there is none."""
+    bounds: tuple[list[float], list[float]]
+    """Both ends of the training range, as numbers of Python."""
     never_missing: NDArray[np.bool_]
     """[features]: whether no training row missed this value."""
 
@@ -61,6 +64,8 @@ def features_of(columns: Sequence[Column]) -> Features:
     names = tuple(column.name for column in columns)
     one = names[0]
     ranged = [column if column.kind != "categorical" else None for column in columns]
+    minimum = [-math.inf if c is None or c.minimum is None else c.minimum for c in ranged]
+    maximum = [math.inf if c is None or c.maximum is None else c.maximum for c in ranged]
     return Features(
         columns=tuple(columns),
         names=names,
@@ -68,8 +73,9 @@ def features_of(columns: Sequence[Column]) -> Features:
         pick=itemgetter(*names) if len(names) > 1 else lambda row: (row[one],),
         codes=tuple(_codes(column) for column in columns),
         all_numeric=all(column.kind == "numeric" for column in columns),
-        minimum=np.array([-math.inf if c is None or c.minimum is None else c.minimum for c in ranged]),
-        maximum=np.array([math.inf if c is None or c.maximum is None else c.maximum for c in ranged]),
+        minimum=np.array(minimum),
+        maximum=np.array(maximum),
+        bounds=(minimum, maximum),
         never_missing=np.array([column.missing == 0 for column in columns]),
     )
 
@@ -81,9 +87,10 @@ def read_instances(instances: list[Any], features: Features) -> tuple[Values, li
     """
     problems: list[Problem] = []
     cells = _in_order(instances, features, problems)
-    if features.all_numeric and set(map(type, chain.from_iterable(cells))) <= _NUMBERS:
-        x = np.array(cells, dtype=np.float64).reshape(len(cells), len(features.names))  # None becomes NaN
-        return x, [], problems
+    if features.all_numeric:
+        flat = list(chain.from_iterable(cells))
+        if set(map(type, flat)) <= _NUMBERS:
+            return numbers(flat).reshape(len(cells), len(features.names)), [], problems
     x = np.empty((len(cells), len(features.names)))
     unknown: list[UnknownCategory] = []
     for position, values in enumerate(zip(*cells, strict=True)):
@@ -120,6 +127,16 @@ def read_column(
     return cells
 
 
+def numbers(values: Sequence[float | None]) -> Values:
+    """Numbers of JSON as float64 [n]; None is NaN."""
+    packed = np.empty(len(values))
+    try:
+        struct.pack_into(f"{len(values)}d", packed.data, 0, *values)  # four times as fast as np.array
+    except struct.error:
+        return np.array(values, dtype=np.float64)
+    return packed
+
+
 def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
     """Unknown categories as problems, for requests that asked to be strict."""
     return [
@@ -130,7 +147,7 @@ def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Feat
 
 def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> dict[int, list[str]]:
     """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
-    if ((x >= features.minimum) & (x <= features.maximum)).all():  # NaN is neither, so nothing is missing or unknown
+    if _usual(x, features):
         return {}
     outside = (x < features.minimum) | (x > features.maximum)
     missing = np.isnan(x) & features.never_missing
@@ -145,6 +162,15 @@ def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Feat
     for row, position in np.argwhere(missing).tolist():
         sentences.setdefault(row, []).append(f"{features.names[position]} is missing; it never was in training")
     return sentences
+
+
+def _usual(x: Values, features: Features) -> bool:
+    """Whether every value is within its training range; NaN is not, so nothing is missing or unknown either."""
+    if len(x) == 1:  # four operations of NumPy take five times as long on so few numbers
+        (row,) = x.tolist()
+        lowest, largest = features.bounds
+        return all(map(le, lowest, row)) and all(map(le, row, largest))
+    return bool(((x >= features.minimum) & (x <= features.maximum)).all())
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

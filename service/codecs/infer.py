@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,8 @@ def read_infer(
         if WHOLE in tensors
         else _by_feature(tensors, rows, features, unknown, problems)
     )
-    problems += _missing(x, unknown, features) if not problems else []
+    if not problems:
+        problems += _missing(x, unknown, features)
     if flag(options, "strict", "the request"):
         problems += unknown_category_problems(unknown, features)
     if problems:
@@ -111,7 +113,7 @@ def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) ->
         array = arrays[output]
         described: dict[str, Any] = {"name": output, "datatype": _datatype(array), "shape": array.shape}
         if output in request.binary:
-            raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            raw.append((array if sys.byteorder == "little" else array.byteswap()).tobytes())
             described["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             described["data"] = np.ascontiguousarray(array).reshape(-1)
@@ -306,7 +308,7 @@ def _by_feature(
 
 
 def _endless(x: Values, names: Sequence[str], problems: list[Problem]) -> None:
-    if np.isinf(x).any():
+    if not np.isfinite(x).all():
         places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
         problems += [Problem("is infinite; give a finite number", row=row, feature=names[column]) for row, column in places]
 
@@ -316,9 +318,9 @@ def _missing(x: Values, unknown: Sequence[UnknownCategory], features: Features) 
 
     V1 only warns of them. Here a NaN is far more often a client's mistake, and what a client does with a warning is unknown.
     """
-    missing = np.isnan(x) & features.never_missing
-    if not missing.any():
+    if np.isfinite(x).all():
         return []
+    missing = np.isnan(x) & features.never_missing
     for item in unknown:
         missing[item.row, item.feature] = False
     places = np.argwhere(missing)[: LISTED_PROBLEMS + 1].tolist()
@@ -345,6 +347,8 @@ def _timeout(options: Mapping[str, Any]) -> float | None:
 
 
 def _check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
+    if np.isfinite(np.concatenate([arrays[name].ravel() for name in outputs])).all():
+        return
     for name in outputs:
         finite: NDArray[np.bool_] = np.isfinite(arrays[name])
         if not finite.all():

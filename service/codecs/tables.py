@@ -16,7 +16,7 @@ import orjson
 
 from models.manifest import Column
 from service.codecs.features import Features, UnknownCategory, Values, nearest, read_column, read_instances
-from service.codecs.rows import OPTIONS, Limits, RowsRequest, predictions, understood
+from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_texts, understood
 from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
@@ -32,7 +32,7 @@ class Format:
 
     count: Callable[[bytes, Features], tuple[int, Callable[[], Rows]]]
     """`count(body, features)`: how many rows it has, and what reads them."""
-    write: Callable[[Prediction, RowsRequest, Sequence[str]], bytes]
+    write: Callable[[Prediction, RowsRequest, tuple[str, ...]], bytes]
     """`write(prediction, request, targets)`."""
 
 
@@ -142,7 +142,7 @@ def _cell(text: str, column: Column) -> Any:
         return text
 
 
-def _write_csv(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
     check_finite(prediction, targets)
     names, columns = zip(*_columns(prediction, request, targets), strict=True)
     texts = [column.astype(str).tolist() for column in columns]
@@ -187,10 +187,10 @@ def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Ro
     return len(instances), lambda: read_instances(instances, features)
 
 
-def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
-    check_finite(prediction, targets)
-    rows = predictions(prediction, request.warnings, coverage=request.question.coverage, targets=targets)
-    return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE) for row in rows)
+def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
+    coverage = request.question.coverage
+    texts = row_texts(prediction, request.warnings, coverage=coverage, targets=targets, between=b"\n")
+    return b"".join(text + b"\n" for text in texts)
 
 
 FORMATS: dict[bytes, Format] = {

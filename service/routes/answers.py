@@ -51,7 +51,11 @@ async def send_content(content: Content, send: Send) -> None:
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of a lower-case name."""
-    return next((value for key, value in scope["headers"] if key == name), None)
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
 
 
 def error_content(error: ServiceError) -> Content:

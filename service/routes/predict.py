@@ -43,30 +43,34 @@ async def _predict(
 ) -> Content:
     body = await read_body(scope, receive, limit=settings.max_body_bytes)
     media_type = _media_type(scope)
-    read, write = _reader(settings, model, scope, body, media_type, rewrite), _writer(model, media_type)
-    started = time.perf_counter()
-    asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
-    model.metrics.seconds["read"] += time.perf_counter() - started
+    counted, started = model.metrics.seconds, time.perf_counter()
+    if len(body) <= LARGE_BYTES:
+        asked = _read(settings, model, scope, body, media_type, rewrite)
+    else:
+        asked = await asyncio.to_thread(_read, settings, model, scope, body, media_type, rewrite)
+    counted["read"] += time.perf_counter() - started
     model.metrics.unusual_rows += len(asked.warnings)
     prediction = await model.answer(asked.question)
     started = time.perf_counter()
-    large = len(asked.question.x) > LARGE_ROWS
-    written = await asyncio.to_thread(write, prediction, asked) if large else write(prediction, asked)
-    model.metrics.seconds["write"] += time.perf_counter() - started
+    if len(asked.question.x) <= LARGE_ROWS:
+        written = _written(model, media_type, prediction, asked)
+    else:
+        written = await asyncio.to_thread(_written, model, media_type, prediction, asked)
+    counted["write"] += time.perf_counter() - started
     return Content(written, media_type)
 
 
 def _media_type(scope: Scope) -> bytes:
     given = header(scope, b"content-type")
-    if given is None:
+    if given is None or given == _JSON:
         return _JSON
     base = given.partition(b";")[0].strip().lower()
     return base if base in FORMATS else _JSON  # clients send JSON under all kinds of names
 
 
-def _reader(
+def _read(
     settings: Settings, model: ServedModel, scope: Scope, body: bytes, media_type: bytes, rewrite: Rewrite | None
-) -> Callable[[], RowsRequest]:
+) -> RowsRequest:
     what: _Reading = {
         "targets": len(model.targets.names),
         "default_coverage": model.manifest.default_coverage,
@@ -74,15 +78,15 @@ def _reader(
     }
     form = FORMATS.get(media_type)
     if form is None:
-        return lambda: read_request(body, model.features, rewrite=rewrite, **what)
-    return lambda: read_table(body, scope["query_string"], form, model.features, **what)
+        return read_request(body, model.features, rewrite=rewrite, **what)
+    return read_table(body, scope["query_string"], form, model.features, **what)
 
 
-def _writer(model: ServedModel, media_type: bytes) -> Callable[[Prediction, RowsRequest], bytes]:
+def _written(model: ServedModel, media_type: bytes, prediction: Prediction, asked: RowsRequest) -> bytes:
     form = FORMATS.get(media_type)
     if form is not None:
-        return lambda prediction, asked: form.write(prediction, asked, model.targets.names)
-    return lambda prediction, asked: answer(
+        return form.write(prediction, asked, model.targets.names)
+    return answer(
         prediction,
         asked.warnings,
         coverage=asked.question.coverage,
