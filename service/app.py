@@ -60,7 +60,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.add_middleware(RequestTelemetry, access_log=settings.access_log)
     app.state.end_tracing = add_tracing(app)
     traced = app.state.end_tracing is not None
-    app.state.direct = None if traced else Direct(predictions, guard=guard, access_log=settings.access_log)
+    app.state.direct = None if traced else Direct(predictions, guard=guard, settings=settings)
 
     def openapi() -> dict[str, Any]:
         return openapi_document(app, state.repository)

@@ -5,7 +5,6 @@ Small, plain requests for predictions are answered from here without ASGI (servi
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.direct import Direct
 from service.errors import error_body
 from service.metrics import ServiceMetrics
+from service.routes.hot import Route
 
 logger = logging.getLogger("service")
 
@@ -24,9 +24,6 @@ HEADER_BYTES = 64 * 1024
 """Most bytes of a request's headers, give or take what arrives at once."""
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
-
-DIRECT_BYTES = 1024 * 1024
-"""A larger body goes through ASGI, which reads no faster than it uses what it reads."""
 
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
@@ -43,8 +40,8 @@ class ConnectionLimits:
 class _Exchange:
     """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for."""
 
-    def __init__(self, answer: Callable[[bytes], Awaitable[tuple[bytes, bytes]]], *, keep_alive: bool):
-        self.answer = answer
+    def __init__(self, route: Route, *, keep_alive: bool):
+        self.route = route
         self.chunks: list[bytes] = []
         self.keep_alive = keep_alive
         self.disconnected = self.response_started = self.response_complete = False
@@ -130,12 +127,14 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._arriving_since = self._leftover_bytes = None
-        if isinstance(self.cycle, _Exchange):
-            task = self.loop.create_task(self._answer(self.cycle))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-        else:
+        exchange = self.cycle
+        if self._direct is None or not isinstance(exchange, _Exchange):
             super().on_message_complete()
+            return
+        chunks = exchange.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        scope: Any = self.scope
+        self._direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
@@ -180,7 +179,7 @@ class Connection(HttpToolsProtocol):
 
     def _exchange(self) -> _Exchange | None:
         """What begins where a request is a plain one for a prediction, and none is before it."""
-        if self._direct is None or not (self.cycle is None or self.cycle.response_complete):
+        if self._direct is None or self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete):
             return None
         path, _, query = self.url.partition(b"?")
         route = self._direct.route(path)
@@ -191,26 +190,25 @@ class Connection(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"content-length":
                 length = value
-            elif name in (b"transfer-encoding", b"expect"):
+            elif name in (b"content-encoding", b"transfer-encoding", b"expect"):
                 return None
-        if length is None or not length.isdigit() or len(length) > 9 or int(length) > DIRECT_BYTES:
+        if length is None or not length.isdigit() or len(length) > 9 or int(length) > self._direct.most_bytes:
             return None
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query
-        return _Exchange(partial(self._direct.answer, route, scope), keep_alive=parser.should_keep_alive())
+        return _Exchange(route, keep_alive=parser.should_keep_alive())
 
-    async def _answer(self, exchange: _Exchange) -> None:
-        chunks = exchange.chunks
-        head, body = await exchange.answer(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        if self.flow.write_paused and not exchange.disconnected:
-            await self.flow.drain()
+    def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
+        exchange.response_started = exchange.response_complete = True
         if exchange.disconnected:
             return
-        lines = [head, *(b"%b: %b" % header for header in self.server_state.default_headers)]
+        lines = [head]
+        for name, value in self.server_state.default_headers:
+            lines.append(b"%b: %b" % (name, value))
         if not exchange.keep_alive:
             lines.append(b"connection: close")
-        self.transport.write(b"\r\n".join((*lines, b"", body)))
-        exchange.response_started = exchange.response_complete = True
+        lines += (b"", body)
+        self.transport.write(b"\r\n".join(lines))
         if not exchange.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -1,18 +1,23 @@
 """Predictions without ASGI: what a connection asks of the service when a small, plain POST to a prediction path has come.
 
-ASGI costs such a request as much as its prediction does: a scope, two queues of messages and a coroutine for every layer. What
-the layers do is done here by the same objects; any other request goes through them.
+ASGI costs such a request as much as its prediction does: a task, messages to and fro, and a coroutine for every layer. What the
+layers do is done here by the same objects; any other request goes through them.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 
-from starlette.types import Message, Scope
+from starlette.types import Scope
 
 from service.routes.answers import Content
 from service.routes.hot import Predictions, Route
 from service.security import Guard
+from service.settings import Settings
 from service.telemetry import RequestWatch
+
+DIRECT_BYTES = 64 * 1024
+"""A larger body goes through ASGI, where what takes long is done in threads."""
 
 _ROUTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
@@ -21,27 +26,29 @@ _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status i
 class Direct:
     """Answers requests for predictions, from their bytes to bytes."""
 
-    def __init__(self, predictions: Predictions, *, guard: Guard, access_log: bool):
+    def __init__(self, predictions: Predictions, *, guard: Guard, settings: Settings):
         self._predictions = predictions
         self._guard = guard
-        self._access_log = access_log
+        self._access_log = settings.access_log
+        self.most_bytes = min(DIRECT_BYTES, settings.max_body_bytes)
         self.route = lru_cache(_ROUTES)(self._route)
         """What a request line's path asks for; None where it is no prediction path, or not a plain one."""
 
-    async def answer(self, route: Route, scope: Scope, body: bytes) -> tuple[bytes, bytes]:
-        """The response to a POST: its head without the last line break, so that the connection can add to it, and its body."""
+    def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> None:
+        """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to."""
         watch = RequestWatch(scope)
 
-        async def receive() -> Message:
-            return {"type": "http.request", "body": body}
+        def end(result: Content | Exception) -> None:
+            content = watch.bug(result) if isinstance(result, Exception) else result
+            if self._access_log:
+                watch.log(content.status)
+            done(*_response(content, watch.request_id))
 
-        try:
-            content = self._guard.refusal(scope) or await self._predictions.answer(route, scope, receive)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client hears of it
-            content = watch.bug(error)
-        if self._access_log:
-            watch.log(content.status)
-        return _response(content, watch.request_id)
+        refusal = self._guard.refusal(scope)
+        if refusal is None:
+            self._predictions.begin(route, scope, body, end=end)
+        else:
+            end(refusal)
 
     def _route(self, path: bytes) -> Route | None:
         plain = path.isascii() and b"%" not in path

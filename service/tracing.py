@@ -47,9 +47,9 @@ def add_tracing(app: FastAPI) -> Callable[[], None] | None:
 def _details(scope: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A span's name, the same for all models, and what tells them apart."""
     method = scope.get("method", "HTTP")
-    for pattern, respond in ROUTES:
+    for pattern, protocol in ROUTES:
         found = pattern.fullmatch(scope["path"])
         if found is not None:
             named = {f"errorbar.{key}": value for key, value in found.groupdict().items() if value is not None}
-            return f"{method} {respond.__name__}", named
+            return f"{method} {protocol.name}", named
     return f"{method} {scope['path'].split('/')[1][:20] or '/'}", {}

@@ -1,9 +1,9 @@
 """Shares runs of a model among requests.
 
-All requests that become ready in the same turn of the event loop share one run; there is no timer, so nothing waits when
-the service is idle. Small runs happen on the event loop itself, larger ones in a thread, one at a time; whatever queues up
-meanwhile shares the next one. Requests are checked in full before they come here, so a shared run can only fail as a
-whole; should it fail, its requests are run one by one.
+Requests that are ready at the same time share one run. There is no timer: a run begins when a turn of the event loop has
+brought no further request, so nothing waits when the service is idle. Small runs happen on the event loop itself, larger ones
+in a thread, one at a time; whatever queues up meanwhile shares the next one. Requests are checked in full before they come
+here, so a shared run can only fail as a whole; should it fail, its requests are run one by one.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,10 @@ _TOO_LATE = "the request waited too long for its run (setting deadline_seconds, 
 Values = NDArray[np.float64]
 Run = Callable[[Values, Values, Sequence[str]], Arrays]
 """`run(x [n, features], coverage [k], outputs)` -> output name -> array with n rows."""
+Done = Callable[[Arrays | Exception], None]
+
+_MOST_TURNS = 4
+"""Of the event loop, for which a run waits while each brings more requests."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,26 @@ class RunLimits:
     deadline_seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    x: Values
-    coverage: tuple[float, ...]
-    outputs: tuple[str, ...]
-    came: float
-    deadline: float
-    """Both on the event loop's clock."""
-    future: asyncio.Future[Arrays]
+class Call:
+    """Rows that wait for their outputs."""
 
-    def joins(self, other: "_Call") -> bool:
+    __slots__ = ("came", "coverage", "deadline", "done", "outputs", "over", "timer", "x")
+
+    def __init__(
+        self, x: Values, coverage: tuple[float, ...], outputs: tuple[str, ...], *, came: float, deadline: float, done: Done
+    ):
+        """came, deadline: on the event loop's clock."""
+        self.x = x
+        self.coverage = coverage
+        self.outputs = outputs
+        self.came = came
+        self.deadline = deadline
+        self.done = done
+        self.over = False
+        """Answered, refused or given up."""
+        self.timer: asyncio.TimerHandle | None = None
+
+    def joins(self, other: "Call") -> bool:
         """Whether both can be rows of one run."""
         return self.coverage == other.coverage and self.outputs == other.outputs
 
@@ -62,8 +74,10 @@ class Batcher:
         self._limits = limits
         self._metrics = metrics
         self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
-        self._ready: list[_Call] = []  # came in this turn of the event loop
-        self._queue: list[_Call] = []  # waits for the thread
+        self._ready: list[Call] = []  # came in these turns of the event loop
+        self._seen = 0  # so many of them before this turn
+        self._turns = 0
+        self._queue: list[Call] = []  # waits for the thread
         self._worker: asyncio.Task[None] | None = None
         self.queued_rows = 0
         """Rows that have neither been answered nor given up."""
@@ -71,9 +85,34 @@ class Batcher:
     async def outputs(
         self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
     ) -> Arrays:
-        """The model's `outputs` on x [n, features]. timeout_seconds: a deadline before that of the limits.
+        """The model's `outputs` on x [n, features]. Raises what `submit` gives or raises."""
+        future: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
 
-        Raises OverloadedError when too many rows wait, DeadlineError after too long.
+        def done(result: Arrays | Exception) -> None:
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        call = self.submit(x, coverage=coverage, outputs=outputs, done=done, timeout_seconds=timeout_seconds)
+        try:
+            return await future
+        finally:
+            self._end(call)  # where the caller has gone meanwhile
+
+    def submit(
+        self,
+        x: Values,
+        *,
+        coverage: tuple[float, ...],
+        outputs: tuple[str, ...],
+        done: Done,
+        timeout_seconds: float | None = None,
+    ) -> Call:
+        """Let `done` have the model's `outputs` on x [n, features], or a DeadlineError, or why the run failed.
+
+        It is called once, on the event loop, in a later turn of it. timeout_seconds: a deadline before that of the limits.
+        Raises OverloadedError when too many rows wait.
         """
         rows = len(x)
         if self.queued_rows + rows > self._limits.queued_rows:
@@ -83,20 +122,22 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         if not self._ready:
+            self._seen = self._turns = 0
             loop.call_soon(self._flush)
         longest = self._limits.deadline_seconds
         now = loop.time()
         deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
-        call = _Call(x, coverage, outputs, now, deadline, loop.create_future())
+        call = Call(x, coverage, outputs, came=now, deadline=deadline, done=done)
         self._ready.append(call)
         self.queued_rows += rows
-        try:
-            return await call.future
-        finally:
-            self.queued_rows -= rows
+        return call
 
     def _flush(self) -> None:
-        """Run what is small now; queue what is large."""
+        """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
+        came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
+        if came and self._turns <= _MOST_TURNS and len(self._ready) < self._limits.inline_rows:
+            asyncio.get_running_loop().call_soon(self._flush)
+            return
         ready, self._ready = self._ready, []
         small = [call for call in ready if len(call.x) <= self._limits.inline_rows]
         if len(small) < len(ready):
@@ -109,31 +150,45 @@ class Batcher:
         if self._queue and self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
 
-    def _enqueue(self, calls: list[_Call]) -> None:
+    def _enqueue(self, calls: list[Call]) -> None:
         """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
         self._queue += calls
+        loop = asyncio.get_running_loop()
         for call in calls:
-            timer = call.future.get_loop().call_at(call.deadline, self._expire, call)
-            call.future.add_done_callback(partial(_cancel, timer))
+            call.timer = loop.call_at(call.deadline, self._expire, call)
 
-    def _expire(self, call: _Call) -> None:
-        if call in self._queue and not call.future.done():
+    def _expire(self, call: Call) -> None:
+        if call in self._queue:
             self._queue.remove(call)
-            call.future.set_exception(DeadlineError(_TOO_LATE))
+            self._end(call, DeadlineError(_TOO_LATE))
 
-    def _starting(self, calls: list[_Call]) -> list[_Call]:
+    def _starting(self, calls: list[Call]) -> list[Call]:
         """The calls whose caller waits; those past their deadline are refused here."""
-        now = calls[0].future.get_loop().time()
+        now = asyncio.get_running_loop().time()
         wanted = []
         for call in calls:
-            if call.future.done():
+            if call.over:
                 continue
             if now > call.deadline:
-                call.future.set_exception(DeadlineError(_TOO_LATE))
+                self._end(call, DeadlineError(_TOO_LATE))
             else:
                 self._metrics.queue.observe(now - call.came)
                 wanted.append(call)
         return wanted
+
+    def _end(self, call: Call, result: Arrays | Exception | None = None) -> None:
+        """Nothing more happens to a call. result: what its caller hears; None where there is no caller any more."""
+        if call.over:
+            return
+        call.over = True
+        self.queued_rows -= len(call.x)
+        if call.timer is not None:
+            call.timer.cancel()
+        if result is not None:
+            try:
+                call.done(result)
+            except Exception:  # the others of its run wait
+                logger.exception("handing over an answer failed: this is a bug")
 
     async def _work(self) -> None:
         """Run the queue in a thread until it is empty."""
@@ -146,7 +201,7 @@ class Batcher:
         finally:
             self._worker = None
 
-    def _attempt(self, calls: list[_Call]) -> list[Arrays | Exception]:
+    def _attempt(self, calls: list[Call]) -> list[Arrays | Exception]:
         """The outputs of each call, or why there are none."""
         try:
             return self._outputs(calls)
@@ -155,7 +210,7 @@ class Batcher:
                 return [error]
             return [result for call in calls for result in self._attempt([call])]
 
-    def _outputs(self, calls: list[_Call]) -> list[Arrays | Exception]:
+    def _outputs(self, calls: list[Call]) -> list[Arrays | Exception]:
         first = calls[0]
         coverage = np.array(first.coverage, dtype=np.float64)
         x = first.x if len(calls) == 1 else np.concatenate([call.x for call in calls])
@@ -181,14 +236,9 @@ class Batcher:
         self._ran.append((arrays, len(x), requests, time.perf_counter() - start))
         return arrays
 
-    def _answer(self, calls: Iterable[_Call], results: Iterable[Arrays | Exception]) -> None:
+    def _answer(self, calls: Iterable[Call], results: Iterable[Arrays | Exception]) -> None:
         for call, result in zip(calls, results, strict=True):
-            if call.future.done():  # its caller has gone meanwhile
-                continue
-            if isinstance(result, Exception):
-                call.future.set_exception(result)
-            else:
-                call.future.set_result(result)
+            self._end(call, result)
         try:
             while self._ran:
                 arrays, rows, requests, seconds = self._ran.pop()
@@ -197,11 +247,7 @@ class Batcher:
             logger.exception("counting a run failed: this is a bug")
 
 
-def _cancel(timer: asyncio.TimerHandle, _: asyncio.Future[Arrays]) -> None:
-    timer.cancel()
-
-
-def _shared(calls: list[_Call], *, rows: int) -> tuple[list[_Call], list[_Call]]:
+def _shared(calls: list[Call], *, rows: int) -> tuple[list[Call], list[Call]]:
     """The first call with those that can share its run, up to `rows` rows in all; and the others, in order."""
     first = calls[0]
     if len(calls) == 1:

@@ -11,7 +11,7 @@ from models.artifact import OUTPUTS, Arrays, check_golden, digest_of, read_model
 from models.manifest import Manifest
 from service.codecs.features import Features, features_of
 from service.inference.batcher import Batcher, RunLimits
-from service.inference.predictions import CalibratedTargets, Prediction, Question, calibrated_targets, check_support, predict
+from service.inference.predictions import CalibratedTargets, calibrated_targets
 from service.inference.session import Device, Session
 from service.metrics import ModelMetrics
 
@@ -36,17 +36,6 @@ class ServedModel:
     """FP32 or FP64, by output."""
     loaded: str
     """ISO 8601, UTC."""
-
-    async def answer(self, question: Question) -> Prediction:
-        """The prediction that `question` asks for. Raises the errors of service/errors.py."""
-        return predict(question, await self.outputs(question, question.outputs), self.targets)
-
-    async def outputs(self, question: Question, names: tuple[str, ...], *, timeout_seconds: float | None = None) -> Arrays:
-        """The graph's outputs of these names on the rows of `question`. Raises the errors of service/errors.py."""
-        check_support(question, self.targets)
-        return await self.batcher.outputs(
-            question.x, coverage=question.coverage, outputs=names, timeout_seconds=timeout_seconds
-        )
 
 
 def load_model(path: Path, *, name: str, version: int, device: Device, limits: RunLimits) -> ServedModel:

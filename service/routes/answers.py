@@ -23,17 +23,18 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
+JSON = b"application/json"
 LARGE_BYTES = 100_000
 LARGE_ROWS = 500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Content:
     """What goes back."""
 
     body: bytes
-    media_type: bytes = b"application/json"
+    media_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
     status: int = 200
 

@@ -1,95 +1,63 @@
 """V1 predictions: rows in, readable predictions out."""
 
-import asyncio
-import time
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
+from models.artifact import Arrays
 from service.codecs.clouds import as_v1
 from service.codecs.rows import Limits, RowsRequest, answer, read_request
 from service.codecs.tables import FORMATS, read_table
 from service.inference.model import ServedModel
-from service.inference.predictions import Prediction
-from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, header, read_body
+from service.inference.predictions import predict
+from service.routes.answers import JSON, Content, header
+from service.routes.protocol import Asked, Protocol
 from service.settings import Settings
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
-_JSON = b"application/json"
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class _Reading(TypedDict):
-    targets: int
-    default_coverage: float
-    limits: Limits
+def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, bytes], Asked[RowsRequest]]:
+    def read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
+        targets, coverage = len(model.targets.names), model.manifest.default_coverage
+        limits = Limits(rows=settings.max_rows, answer_values=settings.max_answer_values)
+        form = FORMATS.get(_media_type(scope))
+        if form is None:
+            request = read_request(
+                body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
+            )
+        else:
+            query = scope["query_string"]
+            request = read_table(body, query, form, model.features, targets=targets, default_coverage=coverage, limits=limits)
+        return Asked(request.question, request.question.outputs, request, unusual_rows=len(request.warnings))
+
+    return read
 
 
-async def predict(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
-    """The answer to a V1 request, in the format of its body. Raises ServiceError, ClientDisconnect."""
-    return await _predict(settings, model, scope, receive, rewrite=None)
-
-
-async def invocations(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
-    """As `predict`, for the forms in which cloud containers and MLflow's clients send rows."""
-    return await _predict(settings, model, scope, receive, rewrite=as_v1)
-
-
-async def _predict(
-    settings: Settings, model: ServedModel, scope: Scope, receive: Receive, *, rewrite: Rewrite | None
-) -> Content:
-    body = await read_body(scope, receive, limit=settings.max_body_bytes)
+def _write(model: ServedModel, scope: Scope, asked: Asked[RowsRequest], arrays: Arrays) -> Content:
+    request, targets = asked.request, model.targets.names
+    prediction = predict(asked.question, arrays, model.targets)
     media_type = _media_type(scope)
-    counted, started = model.metrics.seconds, time.perf_counter()
-    if len(body) <= LARGE_BYTES:
-        asked = _read(settings, model, scope, body, media_type, rewrite)
-    else:
-        asked = await asyncio.to_thread(_read, settings, model, scope, body, media_type, rewrite)
-    counted["read"] += time.perf_counter() - started
-    model.metrics.unusual_rows += len(asked.warnings)
-    prediction = await model.answer(asked.question)
-    started = time.perf_counter()
-    if len(asked.question.x) <= LARGE_ROWS:
-        written = _written(model, media_type, prediction, asked)
-    else:
-        written = await asyncio.to_thread(_written, model, media_type, prediction, asked)
-    counted["write"] += time.perf_counter() - started
-    return Content(written, media_type)
+    form = FORMATS.get(media_type)
+    if form is not None:
+        return Content(form.write(prediction, request, targets), media_type)
+    described = {"name": model.name, "version": str(model.version)}
+    return Content(answer(prediction, request.warnings, coverage=asked.question.coverage, targets=targets, model=described))
 
 
 def _media_type(scope: Scope) -> bytes:
+    """Of the body and of the answer."""
     given = header(scope, b"content-type")
-    if given is None or given == _JSON:
-        return _JSON
+    if given is None or given == JSON:
+        return JSON
     base = given.partition(b";")[0].strip().lower()
-    return base if base in FORMATS else _JSON  # clients send JSON under all kinds of names
+    return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
 
 
-def _read(
-    settings: Settings, model: ServedModel, scope: Scope, body: bytes, media_type: bytes, rewrite: Rewrite | None
-) -> RowsRequest:
-    what: _Reading = {
-        "targets": len(model.targets.names),
-        "default_coverage": model.manifest.default_coverage,
-        "limits": Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
-    }
-    form = FORMATS.get(media_type)
-    if form is None:
-        return read_request(body, model.features, rewrite=rewrite, **what)
-    return read_table(body, scope["query_string"], form, model.features, **what)
-
-
-def _written(model: ServedModel, media_type: bytes, prediction: Prediction, asked: RowsRequest) -> bytes:
-    form = FORMATS.get(media_type)
-    if form is not None:
-        return form.write(prediction, asked, model.targets.names)
-    return answer(
-        prediction,
-        asked.warnings,
-        coverage=asked.question.coverage,
-        targets=model.targets.names,
-        model={"name": model.name, "version": str(model.version)},
-    )
+V1 = Protocol("predict", _reader(None), _write)
+INVOCATIONS = Protocol("invocations", _reader(as_v1), _write)
+"""As V1, for the forms in which cloud containers and MLflow's clients send rows."""

@@ -52,6 +52,7 @@ def test_std_and_width_are_shares_of_the_training_range():
     std, lower = np.array([[1.0, 0.04]]), np.zeros((1, 2, 2))
     upper = np.array([[[1.0, 5.0], [0.3, 9.0]]])
     counted.ran({"std": std, "lower": lower, "upper": upper}, rows=1, requests=1, seconds=0.1)
+    counted.settle()
     assert counted.std.total == pytest.approx(0.1 + 0.04)
     assert counted.width.total == pytest.approx(0.1 + 0.5 + 0.3 + 9)
     assert counted.std.count == 2
@@ -61,6 +62,7 @@ def test_std_and_width_are_shares_of_the_training_range():
 def test_runs_are_counted_whatever_outputs_they_have(outputs):
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
     counted.ran({name: np.ones((3, 1)) for name in outputs}, rows=3, requests=1, seconds=0.1)
+    counted.settle()
     assert (counted.rows, counted.width.count, counted.std.count) == (3, 0, 3 * ("std" in outputs))
 
 
