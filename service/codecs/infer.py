@@ -37,7 +37,7 @@ _MOST_PARAMETERS_TEXT = 2000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class InferRequest:
     """A request that was understood."""
 
@@ -50,7 +50,7 @@ class InferRequest:
     warnings: dict[int, list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class InferAnswer:
     """The body of an answer. json_bytes: the length of its JSON part, or None where it is nothing else."""
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -23,7 +23,7 @@ from service.codecs.features import (
     warnings_about,
 )
 from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
-from service.inference.predictions import Prediction, Question, check_finite
+from service.inference.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
@@ -44,7 +44,7 @@ class Limits:
     answer_values: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RowsRequest:
     """A request that was understood: what to answer, and what its answer warns of."""
 
@@ -131,50 +131,51 @@ def understood(
     return RowsRequest(question, warnings_about(x, unknown, features))
 
 
-def answer(
-    prediction: Prediction,
-    warnings: dict[int, list[str]],
-    *,
-    coverage: tuple[float, ...],
-    targets: tuple[str, ...],
-    model: dict[str, str],
-) -> bytes:
-    """The JSON answer; a single target stands flat in each prediction, several stand by name.
+@dataclass(slots=True)
+class RowNumbers:
+    """The numbers of rows' answers as JSON has them, and the text of a row with a %b for each of its numbers."""
 
-    Raises InvalidRequestError where a number of the prediction is not finite, which JSON cannot hold.
-    """
-    rows = b",".join(row_texts(prediction, warnings, coverage=coverage, targets=targets, between=b","))
-    return b'{"model":%b,"predictions":[%b]}' % (orjson.dumps(model), rows)
+    texts: list[bytes]
+    template: bytes
+    per_row: int
+
+    def of(self, start: int, end: int) -> "RowNumbers":
+        """Of the rows from `start` to before `end`."""
+        return RowNumbers(self.texts[start * self.per_row : end * self.per_row], self.template, self.per_row)
 
 
-def row_texts(
-    prediction: Prediction,
-    warnings: dict[int, list[str]],
-    *,
-    coverage: tuple[float, ...],
-    targets: tuple[str, ...],
-    between: bytes,
-) -> Iterator[bytes]:
-    """The answers of many rows each as JSON, with `between` between them. Raises InvalidRequestError as `answer` does.
-
-    Numbers are put into a text that is made once, as everything but them is the same in every row.
-    """
+def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets: tuple[str, ...]) -> RowNumbers:
+    """The numbers of a prediction. What is not finite, which JSON cannot hold, is `null` among the texts."""
     more = {name: array for name in _MORE if (array := getattr(prediction, name)) is not None}
     template = _template(coverage, targets, tuple((name, array.shape[2]) for name, array in more.items()))
-    for start in range(0, len(prediction.mean), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        texts = _number_texts(prediction, [*more.values()], part, coverages=len(coverage))
-        if b"null" in texts:  # how NaN and infinities are written
-            check_finite(prediction, targets)
-        rows = [template] * len(prediction.mean[part])
+    rows, texts = len(prediction.mean), []
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        texts += _number_texts(prediction, [*more.values()], slice(start, start + _ROWS_AT_ONCE), coverages=len(coverage))
+    return RowNumbers(texts, template, len(texts) // rows if rows else 0)
+
+
+def row_texts(numbers: RowNumbers, warnings: dict[int, list[str]], *, between: bytes) -> bytes:
+    """The answers of rows as JSON, with `between` between them; a single target stands flat in each, several stand by name."""
+    template, texts, per_row = numbers.template, numbers.texts, numbers.per_row
+    if len(texts) == per_row and not warnings:
+        return template % tuple(texts) if texts else b""
+    count, pieces = len(texts) // per_row if per_row else 0, []
+    for start in range(0, count, _ROWS_AT_ONCE):
+        rows = [template] * min(_ROWS_AT_ONCE, count - start)
         for row, sentences in warnings.items():
             if start <= row < start + len(rows):
                 rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(sentences)
-        yield between.join(rows) % tuple(texts)
+        pieces.append(between.join(rows) % tuple(texts[start * per_row : (start + len(rows)) * per_row]))
+    return between.join(pieces)
+
+
+def answer(numbers: RowNumbers, warnings: dict[int, list[str]], *, model: dict[str, str]) -> bytes:
+    """The JSON answer."""
+    return b'{"model":%b,"predictions":[%b]}' % (orjson.dumps(model), row_texts(numbers, warnings, between=b","))
 
 
 def _number_texts(prediction: Prediction, more: Sequence[NDArray[Any]], rows: slice, *, coverages: int) -> list[bytes]:
-    """The numbers of some rows as JSON has them, in the order of `_template`. A float32 is written with the digits it has."""
+    """The numbers of some rows in the order of `_template`. A float32 is written with the digits it has."""
     single = all(array.dtype == prediction.mean.dtype for array in more)
     form: Callable[[NDArray[Any]], NDArray[Any]] = _as_it_is if single else _as_texts
     moments = [form(array[rows]) for array in (prediction.mean, prediction.std, prediction.epistemic_std)]

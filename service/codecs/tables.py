@@ -16,7 +16,7 @@ import orjson
 
 from models.manifest import Column
 from service.codecs.features import Features, UnknownCategory, Values, nearest, read_column, read_instances
-from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_texts, understood
+from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
 from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
@@ -188,9 +188,9 @@ def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Ro
 
 
 def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
-    coverage = request.question.coverage
-    texts = row_texts(prediction, request.warnings, coverage=coverage, targets=targets, between=b"\n")
-    return b"".join(text + b"\n" for text in texts)
+    check_finite(prediction, targets)
+    numbers = row_numbers(prediction, coverage=request.question.coverage, targets=targets)
+    return row_texts(numbers, request.warnings, between=b"\n") + b"\n" * bool(numbers.texts)
 
 
 FORMATS: dict[bytes, Format] = {

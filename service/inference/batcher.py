@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,28 @@ _TOO_LATE = "the request waited too long for its run (setting deadline_seconds, 
 Values = NDArray[np.float64]
 Run = Callable[[Values, Values, Sequence[str]], Arrays]
 """`run(x [n, features], coverage [k], outputs)` -> output name -> array with n rows."""
-Done = Callable[[Arrays | Exception], None]
+
+
+class Part:
+    """The rows of one call, among those of the run that they were in."""
+
+    __slots__ = ("end", "run", "shared", "start")
+
+    def __init__(self, run: Arrays, start: int, end: int, shared: dict[str, Any]):
+        self.run = run
+        """The outputs of all rows."""
+        self.start = start
+        self.end = end
+        self.shared = shared
+        """What the calls of a run make of all rows for one another, by whatever name they agree upon."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The outputs of the call's own rows."""
+        return {name: array[self.start : self.end] for name, array in self.run.items()}
+
+
+Done = Callable[[Part | Exception], None]
 
 _MOST_TURNS = 4
 """Of the event loop, for which a run waits while each brings more requests."""
@@ -84,11 +107,11 @@ class Batcher:
 
     async def outputs(
         self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
-    ) -> Arrays:
+    ) -> Part:
         """The model's `outputs` on x [n, features]. Raises what `submit` gives or raises."""
-        future: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
 
-        def done(result: Arrays | Exception) -> None:
+        def done(result: Part | Exception) -> None:
             if isinstance(result, Exception):
                 future.set_exception(result)
             else:
@@ -176,7 +199,7 @@ class Batcher:
                 wanted.append(call)
         return wanted
 
-    def _end(self, call: Call, result: Arrays | Exception | None = None) -> None:
+    def _end(self, call: Call, result: Part | Exception | None = None) -> None:
         """Nothing more happens to a call. result: what its caller hears; None where there is no caller any more."""
         if call.over:
             return
@@ -201,7 +224,7 @@ class Batcher:
         finally:
             self._worker = None
 
-    def _attempt(self, calls: list[Call]) -> list[Arrays | Exception]:
+    def _attempt(self, calls: list[Call]) -> list[Part | Exception]:
         """The outputs of each call, or why there are none."""
         try:
             return self._outputs(calls)
@@ -210,7 +233,7 @@ class Batcher:
                 return [error]
             return [result for call in calls for result in self._attempt([call])]
 
-    def _outputs(self, calls: list[Call]) -> list[Arrays | Exception]:
+    def _outputs(self, calls: list[Call]) -> list[Part | Exception]:
         first = calls[0]
         coverage = np.array(first.coverage, dtype=np.float64)
         x = first.x if len(calls) == 1 else np.concatenate([call.x for call in calls])
@@ -223,12 +246,9 @@ class Batcher:
                 for start in range(0, len(x), step)
             ]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in first.outputs}
-        if len(calls) == 1:
-            return [arrays]
-        ends = np.cumsum([len(call.x) for call in calls]).tolist()
-        return [
-            {name: array[start:end] for name, array in arrays.items()} for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        ends = list(accumulate(len(call.x) for call in calls))
+        shared: dict[str, Any] = {}
+        return [Part(arrays, start, end, shared) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _timed_run(self, x: Values, coverage: Values, outputs: Sequence[str], *, requests: int) -> Arrays:
         start = time.perf_counter()
@@ -236,7 +256,7 @@ class Batcher:
         self._ran.append((arrays, len(x), requests, time.perf_counter() - start))
         return arrays
 
-    def _answer(self, calls: Iterable[Call], results: Iterable[Arrays | Exception]) -> None:
+    def _answer(self, calls: Iterable[Call], results: Iterable[Part | Exception]) -> None:
         for call, result in zip(calls, results, strict=True):
             self._end(call, result)
         try:

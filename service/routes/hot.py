@@ -10,8 +10,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.artifact import Arrays
 from service.errors import MethodNotAllowedError, ServiceError
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import check_support
 from service.metrics import OK
@@ -64,11 +64,11 @@ class Predictions:
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
             asked = work.read(model, body) if len(body) <= LARGE_BYTES else await asyncio.to_thread(work.read, model, body)
             question, seconds = asked.question, asked.timeout_seconds
-            arrays = await model.batcher.outputs(
+            part = await model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
             )
             large = len(question.x) > LARGE_ROWS
-            result = await asyncio.to_thread(work.write, model, asked, arrays) if large else work.write(model, asked, arrays)
+            result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
         finally:
@@ -81,7 +81,7 @@ class Predictions:
         """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon."""
         work = _Work(self._state, route.protocol, scope)
 
-        def ran(result: Arrays | Exception) -> None:
+        def ran(result: Part | Exception) -> None:
             if isinstance(result, Exception):
                 end(work.end(result))
                 return
@@ -129,9 +129,9 @@ class _Work:
         self._read_seconds = time.perf_counter() - started
         return asked
 
-    def write(self, model: ServedModel, asked: Asked[Any], arrays: Arrays) -> Content:
+    def write(self, model: ServedModel, asked: Asked[Any], part: Part) -> Content:
         started = time.perf_counter()
-        content = self._protocol.write(model, self._scope, asked, arrays)
+        content = self._protocol.write(model, self._scope, asked, part)
         self._write_seconds = time.perf_counter() - started
         return content
 

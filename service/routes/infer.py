@@ -2,10 +2,10 @@
 
 from starlette.types import Scope
 
-from models.artifact import Arrays
 from service.codecs.infer import InferRequest, answer, read_infer
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.routes.answers import Content, header
 from service.routes.protocol import Asked, Protocol
@@ -30,8 +30,8 @@ def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> 
     return Asked(request.question, request.outputs, request, unusual_rows=warned, timeout_seconds=request.timeout_seconds)
 
 
-def _write(model: ServedModel, _: Scope, asked: Asked[InferRequest], arrays: Arrays) -> Content:
-    written = answer(asked.request, arrays, name=model.name, version=str(model.version))
+def _write(model: ServedModel, _: Scope, asked: Asked[InferRequest], part: Part) -> Content:
+    written = answer(asked.request, part.arrays, name=model.name, version=str(model.version))
     if written.json_bytes is None:
         return Content(written.body)
     return Content(written.body, b"application/octet-stream", ((JSON_LENGTH_HEADER, b"%d" % written.json_bytes),))

@@ -5,12 +5,12 @@ from typing import Any
 
 from starlette.types import Scope
 
-from models.artifact import Arrays
 from service.codecs.clouds import as_v1
-from service.codecs.rows import Limits, RowsRequest, answer, read_request
+from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, read_table
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
-from service.inference.predictions import predict
+from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
 from service.routes.answers import JSON, Content, header
 from service.routes.protocol import Asked, Protocol
 from service.settings import Settings
@@ -38,15 +38,27 @@ def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, 
     return read
 
 
-def _write(model: ServedModel, scope: Scope, asked: Asked[RowsRequest], arrays: Arrays) -> Content:
-    request, targets = asked.request, model.targets.names
-    prediction = predict(asked.question, arrays, model.targets)
+def _write(model: ServedModel, scope: Scope, asked: Asked[RowsRequest], part: Part) -> Content:
+    request, question, targets = asked.request, asked.question, model.targets
     media_type = _media_type(scope)
     form = FORMATS.get(media_type)
     if form is not None:
-        return Content(form.write(prediction, request, targets), media_type)
-    described = {"name": model.name, "version": str(model.version)}
-    return Content(answer(prediction, request.warnings, coverage=asked.question.coverage, targets=targets, model=described))
+        return Content(form.write(predict(question, part.arrays, targets), request, targets.names), media_type)
+    numbers = _numbers(question, part, targets)
+    if b"null" in numbers.texts:
+        check_finite(predict(question, part.arrays, targets), targets.names)
+    return Content(answer(numbers, request.warnings, model={"name": model.name, "version": str(model.version)}))
+
+
+def _numbers(question: Question, part: Part, targets: CalibratedTargets) -> RowNumbers:
+    """The numbers of the answer. Where they are the graph's own, those of the whole run are written at once."""
+    if question.of_the_calibration:
+        return row_numbers(predict(question, part.arrays, targets), coverage=question.coverage, targets=targets.names)
+    whole: RowNumbers | None = part.shared.get(V1.name)
+    if whole is None:
+        prediction = predict(question, part.run, targets)
+        whole = part.shared[V1.name] = row_numbers(prediction, coverage=question.coverage, targets=targets.names)
+    return whole.of(part.start, part.end)
 
 
 def _media_type(scope: Scope) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import Scope
 
-from models.artifact import Arrays
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import Question
 from service.routes.answers import Content
@@ -29,8 +29,8 @@ class Asked(Generic[Request]):
 
 @dataclass(frozen=True)
 class Protocol:
-    """read(settings, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, arrays)."""
+    """read(settings, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
 
     name: str
     read: Callable[[Settings, ServedModel, Scope, bytes], Asked[Any]]
-    write: Callable[[ServedModel, Scope, Asked[Any], Arrays], Content]
+    write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]

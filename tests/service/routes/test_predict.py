@@ -271,6 +271,18 @@ async def test_the_answer_has_no_number_that_json_has_not(tmp_path):
     assert orjson.loads(answer.content)["details"][0]["row"] == 1
 
 
+async def test_of_a_shared_run_only_the_request_with_the_row_too_far_is_refused(tmp_path):
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", targets=TWO)
+    async with running(tmp_path) as service:
+        runs = count_runs(service)
+        asked = ([[0, 0]], [[300, 300]], [[0, 0], [1, 1]])
+        near, far, two = await asyncio.gather(*(service.predict(instances=rows) for rows in asked))
+        (alone,) = (await service.predict(instances=[[1, 1]])).json()["predictions"]
+    assert len(runs) == 2
+    assert (near.status_code, far.status_code, two.status_code) == (200, 400, 200)
+    assert two.json()["predictions"] == [*near.json()["predictions"], alone]
+
+
 def count_runs(service):
     batcher = service.state.repository.model("m").batcher
     run, runs = batcher._run, []
