@@ -3,6 +3,7 @@
 import difflib
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ class Features:
     all_numeric: bool
     minimum: Values
     maximum: Values
-    """[features]: the training range; infinite where there is none."""
+    """[features]: the training range, or that of all finite numbers."""
     bounds: tuple[list[float], list[float]]
     """Both ends of the training range, as numbers of Python."""
     never_missing: NDArray[np.bool_]
@@ -64,8 +65,9 @@ def features_of(columns: Sequence[Column]) -> Features:
     names = tuple(column.name for column in columns)
     one = names[0]
     ranged = [column if column.kind != "categorical" else None for column in columns]
-    minimum = [-math.inf if c is None or c.minimum is None else c.minimum for c in ranged]
-    maximum = [math.inf if c is None or c.maximum is None else c.maximum for c in ranged]
+    largest = sys.float_info.max
+    minimum = [-largest if c is None or c.minimum is None else c.minimum for c in ranged]
+    maximum = [largest if c is None or c.maximum is None else c.maximum for c in ranged]
     return Features(
         columns=tuple(columns),
         names=names,
@@ -147,7 +149,7 @@ def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Feat
 
 def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> dict[int, list[str]]:
     """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
-    if _usual(x, features):
+    if usual(x, features):
         return {}
     outside = (x < features.minimum) | (x > features.maximum)
     missing = np.isnan(x) & features.never_missing
@@ -164,8 +166,8 @@ def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Feat
     return sentences
 
 
-def _usual(x: Values, features: Features) -> bool:
-    """Whether every value is within its training range; NaN is not, so nothing is missing or unknown either."""
+def usual(x: Values, features: Features) -> bool:
+    """Whether every value of x [n, features] is within its training range: nothing is missing, unknown or infinite either."""
     if len(x) == 1:  # four operations of NumPy take five times as long on so few numbers
         (row,) = x.tolist()
         lowest, largest = features.bounds

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.codecs.features import (
     nearest,
     read_column,
     unknown_category_problems,
+    usual,
     warnings_about,
 )
 from service.codecs.rows import Limits, check_size
@@ -34,6 +36,7 @@ DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
 _MOST_PARAMETERS_TEXT = 2000
+_REMEMBERED_BYTES = 1000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -86,8 +89,12 @@ def read_infer(
         if WHOLE in tensors
         else _by_feature(tensors, rows, features, unknown, problems)
     )
-    if not problems:
-        problems += _missing(x, unknown, features)
+    warnings: dict[int, list[str]] = {}
+    if not usual(x, features):
+        _endless(x, features.names, problems)
+        if not problems:
+            problems += _missing(x, unknown, features)
+        warnings = warnings_about(x, unknown, features)
     if flag(options, "strict", "the request"):
         problems += unknown_category_problems(unknown, features)
     if problems:
@@ -98,7 +105,7 @@ def read_infer(
         outputs=outputs,
         binary=binary,
         timeout_seconds=_timeout(options),
-        warnings=warnings_about(x, unknown, features),
+        warnings=warnings,
     )
 
 
@@ -140,6 +147,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
     tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
+    _endless(x, features.names, problems)
     problems += _missing(x, [], features) if not problems else []
     if problems:
         raise refuse(problems)
@@ -186,6 +194,19 @@ def _outputs(given: object, *, default: bool) -> tuple[tuple[str, ...], frozense
         return OUTPUTS, frozenset(OUTPUTS if default else ())
     if not isinstance(given, list):
         raise InvalidRequestError(f"'outputs' is {json_type(given)}; give an array")
+    try:
+        text = orjson.dumps(given)  # a client says the same again and again
+    except TypeError:  # nested so deep that orjson does not write it
+        return _read_outputs(given, default)
+    return _understood_outputs(text, default) if len(text) <= _REMEMBERED_BYTES else _read_outputs(given, default)
+
+
+@lru_cache(maxsize=256)
+def _understood_outputs(text: bytes, default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    return _read_outputs(orjson.loads(text), default)
+
+
+def _read_outputs(given: list[Any], default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
     binary: dict[str, bool] = {}
     for number, output in enumerate(given):
         name = output.get("name") if isinstance(output, dict) else output
@@ -275,8 +296,7 @@ def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Value
             f"input 'x' is {tensor.datatype}; give FP64, FP32 or an integer type, or texts in a tensor for each feature"
         )
     x = tensor.values.reshape(tensor.shape)
-    _endless(x, features.names, problems)
-    for position, column in enumerate(features.columns):
+    for position, column in enumerate(() if features.all_numeric else features.columns):
         if column.kind in ("boolean", "categorical"):
             largest = 1 if column.kind == "boolean" else len(column.categories or []) - 1
             values = x[:, position]
@@ -298,7 +318,6 @@ def _by_feature(
         position = features.positions[name]
         values: Any = tensor.values
         if not isinstance(values, list):
-            _endless(values[:, None], (name,), problems)
             if features.columns[position].kind in ("numeric", "datetime"):
                 x[:, position] = values
                 continue
