@@ -90,7 +90,7 @@ def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceSt
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
     return RunLimits(
         # A run on a GPU waits for the GPU: never on the event loop, and what queues up meanwhile shares the next.
-        inline_rows=settings.inline_rows if device.name == "cpu" else 0,
+        inline_seconds=settings.inline_milliseconds / 1e3 if device.name == "cpu" else 0.0,
         run_rows=settings.run_rows,
         queued_rows=settings.max_queued_rows,
         deadline_seconds=settings.deadline_seconds,

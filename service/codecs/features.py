@@ -151,18 +151,23 @@ def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Feat
     """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
     if usual(x, features):
         return {}
-    outside = (x < features.minimum) | (x > features.maximum)
-    missing = np.isnan(x) & features.never_missing
+    unusual = np.flatnonzero(~_within(x, features).all(axis=1))  # most often few of many
+    places = {row: place for place, row in enumerate(unusual.tolist())}
+    rows = x[unusual]
+    outside = (rows < features.minimum) | (rows > features.maximum)
+    missing = np.isnan(rows) & features.never_missing
     sentences: dict[int, list[str]] = {}
     for item in unknown:
-        missing[item.row, item.feature] = False
+        missing[places[item.row], item.feature] = False
         sentences.setdefault(item.row, []).append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
-    for row, position in np.argwhere(outside).tolist():
+    for place, position in np.argwhere(outside).tolist():
         column = features.columns[position]
-        value, low, high = (_text(number, column) for number in (x[row, position], column.minimum, column.maximum))
-        sentences.setdefault(row, []).append(f"{column.name} {value} is outside the training range {low} to {high}")
-    for row, position in np.argwhere(missing).tolist():
-        sentences.setdefault(row, []).append(f"{features.names[position]} is missing; it never was in training")
+        value, low, high = (_text(number, column) for number in (rows[place, position], column.minimum, column.maximum))
+        sentences.setdefault(int(unusual[place]), []).append(
+            f"{column.name} {value} is outside the training range {low} to {high}"
+        )
+    for place, position in np.argwhere(missing).tolist():
+        sentences.setdefault(int(unusual[place]), []).append(f"{features.names[position]} is missing; it never was in training")
     return sentences
 
 
@@ -172,7 +177,12 @@ def usual(x: Values, features: Features) -> bool:
         (row,) = x.tolist()
         lowest, largest = features.bounds
         return all(map(le, lowest, row)) and all(map(le, row, largest))
-    return bool(((x >= features.minimum) & (x <= features.maximum)).all())
+    return bool(_within(x, features).all())
+
+
+def _within(x: Values, features: Features) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (x >= features.minimum) & (x <= features.maximum)
+    return inside
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -57,9 +57,9 @@ _MOST_TURNS = 4
 
 @dataclass(frozen=True)
 class RunLimits:
-    """Sizes in rows: of a run on the event loop, of any run, of the queue; and the longest wait in seconds."""
+    """Seconds of a run on the event loop; rows of any run and of the queue; and the longest wait in seconds."""
 
-    inline_rows: int
+    inline_seconds: float
     run_rows: int
     queued_rows: int
     deadline_seconds: float
@@ -92,9 +92,11 @@ class Call:
 class Batcher:
     """The runs of one model on one event loop."""
 
-    def __init__(self, run: Run, *, limits: RunLimits, metrics: ModelMetrics):
+    def __init__(self, run: Run, *, row_seconds: float, limits: RunLimits, metrics: ModelMetrics):
+        """row_seconds: what a row takes in a run of many."""
         self._run = run
         self._limits = limits
+        self._inline_rows = int(limits.inline_seconds / row_seconds)
         self._metrics = metrics
         self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
         self._ready: list[Call] = []  # came in these turns of the event loop
@@ -158,15 +160,15 @@ class Batcher:
     def _flush(self) -> None:
         """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
         came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
-        if came and self._turns <= _MOST_TURNS and len(self._ready) < self._limits.inline_rows:
+        if came and self._turns <= _MOST_TURNS and len(self._ready) < self._inline_rows:
             asyncio.get_running_loop().call_soon(self._flush)
             return
         ready, self._ready = self._ready, []
-        small = [call for call in ready if len(call.x) <= self._limits.inline_rows]
+        small = [call for call in ready if len(call.x) <= self._inline_rows]
         if len(small) < len(ready):
-            self._enqueue([call for call in ready if len(call.x) > self._limits.inline_rows])
+            self._enqueue([call for call in ready if len(call.x) > self._inline_rows])
         while small:
-            calls, small = _shared(small, rows=self._limits.inline_rows)
+            calls, small = _shared(small, rows=self._inline_rows)
             calls = self._starting(calls)
             if calls:
                 self._answer(calls, self._attempt(calls))

@@ -197,7 +197,7 @@ async def test_a_missing_key_moves_its_metric(repository, tmp_path):
 
 @pytest.mark.anyio
 async def test_overload_and_deadline_move_their_metrics(repository):
-    async with running(repository, inline_rows=0, max_rows=2, max_queued_rows=2) as service:
+    async with running(repository, inline_milliseconds=0, max_rows=2, max_queued_rows=2) as service:
         batcher = service.state.repository.model("m").batcher
         run = batcher._run
 

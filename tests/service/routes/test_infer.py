@@ -109,7 +109,7 @@ async def test_a_coverage_that_the_calibration_rows_cannot_support_is_refused_wh
 
 
 async def test_a_timeout_that_passes_in_the_queue_is_504(repository):
-    async with running(repository, inline_rows=0) as service:
+    async with running(repository, inline_milliseconds=0) as service:
         batcher = service.state.repository.model("m").batcher
         run = batcher._run
 

@@ -243,7 +243,7 @@ async def test_get_on_predict_is_a_405_that_names_the_method(repository):
 
 async def test_requests_in_flight_finish_on_the_model_they_began_with(repository):
     """The old model's run is held until the new one has taken over."""
-    async with running(repository, inline_rows=0) as service:
+    async with running(repository, inline_milliseconds=0) as service:
         held, may_run = threading.Event(), threading.Event()
         old = service.state.repository.model("m").batcher
         run = old._run
