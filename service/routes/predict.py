@@ -45,7 +45,8 @@ async def _predict(
     media_type = _media_type(scope)
     read, write = _reader(settings, model, scope, body, media_type, rewrite), _writer(model, media_type)
     started = time.perf_counter()
-    asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
+    large = len(body) > LARGE_BYTES or (media_type in FORMATS and FORMATS[media_type].dense)
+    asked = await asyncio.to_thread(read) if large else read()
     model.metrics.seconds["read"] += time.perf_counter() - started
     model.metrics.unusual_rows += len(asked.warnings)
     prediction = await model.answer(asked.question)
