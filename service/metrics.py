@@ -65,8 +65,8 @@ class ModelMetrics:
     """What is counted of one version of a model."""
 
     def __init__(self, targets: Sequence[Target]):
-        self.requests: Counter[str] = Counter()
-        """By outcome."""
+        self.requests: Counter[str] = Counter({OK: 0, "bug": 0})
+        """By outcome. What alerts look for is there from the start: Prometheus sees no increase from nothing to one."""
         self.seconds = {"answered": 0.0, "refused": 0.0, "read": 0.0, "run": 0.0, "write": 0.0}
         """Time of requests by phase."""
         self.duration = Histogram(DURATIONS)
@@ -120,7 +120,7 @@ class ServiceMetrics:
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
         """By reason: whatever was refused, on any route."""
-        self.reloads: Counter[str] = Counter()
+        self.reloads: Counter[str] = Counter(ok=0, refused=0)
         """By outcome: model files that were taken in or refused."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""

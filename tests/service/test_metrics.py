@@ -64,6 +64,14 @@ def test_runs_are_counted_whatever_outputs_they_have(outputs):
     assert (counted.rows, counted.width.count, counted.std.count) == (3, 0, 3 * ("std" in outputs))
 
 
+@pytest.mark.anyio
+async def test_what_alerts_look_for_is_there_before_it_happens(repository):
+    async with running(repository) as service:
+        told = await metrics(service)
+    assert told["errorbar_reloads_total", "refused"] == 0
+    assert told["errorbar_requests_total", "m", "bug", "1"] == 0
+
+
 def test_counts_of_several_processes_add_up():
     one = {
         "errorbar_requests": [(["m", "1", "ok"], 2.0)],
