@@ -4,6 +4,7 @@ Counting is on the path of every request, so it is a bisection and two additions
 five times as long); prometheus_client writes the page. All counting happens on the event loop.
 """
 
+import math
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -50,10 +51,14 @@ class Histogram:
         self.total += value
 
     def observe_all(self, values: NDArray[np.floating]) -> None:
-        """Count every value of an array."""
+        """Count every finite value of an array; one that is not would stay in the sum for good."""
+        total = float(values.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            values = values[np.isfinite(values)]
+            total = float(values.sum(dtype=np.float64))
         found = np.bincount(np.searchsorted(self.bounds, values.reshape(-1)), minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, found.tolist(), strict=True)]
-        self.total += float(values.sum())
+        self.total += total
 
     @property
     def count(self) -> int:
@@ -111,7 +116,8 @@ class ModelMetrics:
         if rows and "std" in arrays:
             self.std.observe_all(arrays["std"] / self._ranges)
         if rows and "lower" in arrays and "upper" in arrays and arrays["lower"].size:
-            self.width.observe_all((arrays["upper"] - arrays["lower"]) / self._ranges[:, None])
+            with np.errstate(invalid="ignore"):  # both may be infinite
+                self.width.observe_all((arrays["upper"] - arrays["lower"]) / self._ranges[:, None])
 
 
 class ServiceMetrics:

@@ -57,6 +57,14 @@ def test_std_and_width_are_shares_of_the_training_range():
     assert counted.std.count == 2
 
 
+def test_a_row_whose_answer_is_not_finite_leaves_the_sums_finite():
+    counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
+    std, bound = np.array([[np.inf], [1.0], [np.nan]]), np.array([[[np.inf]], [[3.0]], [[np.nan]]])
+    counted.ran({"std": std, "lower": bound, "upper": bound}, rows=3, requests=1, seconds=0.1)
+    assert (counted.std.count, counted.std.total) == (1, pytest.approx(0.1))
+    assert (counted.width.count, counted.width.total) == (1, 0)
+
+
 @pytest.mark.parametrize("outputs", [["mean"], ["lower"], ["upper", "mean"], ["std"]])
 def test_runs_are_counted_whatever_outputs_they_have(outputs):
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
