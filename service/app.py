@@ -57,10 +57,10 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     guard = Guard(keys, metrics=state.metrics, probe=settings.vertex_health_route)
     app.add_middleware(HotRoutes, predictions=predictions)
     app.add_middleware(Guarded, guard=guard)
-    app.add_middleware(RequestTelemetry, access_log=settings.access_log)
+    app.add_middleware(RequestTelemetry, access_log=settings.access_log, metrics=state.metrics)
     app.state.end_tracing = add_tracing(app)
     traced = app.state.end_tracing is not None
-    app.state.direct = None if traced else Direct(predictions, guard=guard, settings=settings)
+    app.state.direct = None if traced else Direct(predictions, guard=guard, metrics=state.metrics, settings=settings)
 
     def openapi() -> dict[str, Any]:
         return openapi_document(app, state.repository)

@@ -13,7 +13,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.direct import Direct
+from service.direct import PLAIN_TYPES, Direct
 from service.errors import error_body
 from service.metrics import ServiceMetrics
 from service.routes.hot import Route
@@ -25,6 +25,7 @@ HEADER_BYTES = 64 * 1024
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
+_UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
@@ -190,7 +191,7 @@ class Connection(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"content-length":
                 length = value
-            elif name in (b"content-encoding", b"transfer-encoding", b"expect"):
+            elif name in _UNUSUAL or (name == b"content-type" and value not in PLAIN_TYPES):
                 return None
         if length is None or not length.isdigit() or len(length) > 9 or int(length) > self._direct.most_bytes:
             return None

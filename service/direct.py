@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 from starlette.types import Scope
 
+from service.metrics import ServiceMetrics
 from service.routes.answers import Content
 from service.routes.hot import Predictions, Route
 from service.security import Guard
@@ -18,6 +19,10 @@ from service.telemetry import RequestWatch
 
 DIRECT_BYTES = 64 * 1024
 """A larger body goes through ASGI, where what takes long is done in threads."""
+PLAIN_TYPES = frozenset(
+    [b"application/json", b"application/json; charset=utf-8", b"application/octet-stream", b"application/x-www-form-urlencoded"]
+)
+"""Content-Types of JSON and of tensors, as clients name them. Tables go through ASGI, a few bytes of which may be many rows."""
 
 _ROUTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
@@ -26,9 +31,10 @@ _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status i
 class Direct:
     """Answers requests for predictions, from their bytes to bytes."""
 
-    def __init__(self, predictions: Predictions, *, guard: Guard, settings: Settings):
+    def __init__(self, predictions: Predictions, *, guard: Guard, metrics: ServiceMetrics, settings: Settings):
         self._predictions = predictions
         self._guard = guard
+        self._metrics = metrics
         self._access_log = settings.access_log
         self.most_bytes = min(DIRECT_BYTES, settings.max_body_bytes)
         self.route = lru_cache(_ROUTES)(self._route)
@@ -36,7 +42,7 @@ class Direct:
 
     def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> None:
         """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to."""
-        watch = RequestWatch(scope)
+        watch = RequestWatch(scope, self._metrics)
 
         def end(result: Content | Exception) -> None:
             content = watch.bug(result) if isinstance(result, Exception) else result

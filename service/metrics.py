@@ -4,6 +4,7 @@ Counting is on the path of every request, so it is a bisection and two additions
 five times as long); prometheus_client writes the page. All counting happens on the event loop.
 """
 
+import math
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -53,10 +54,14 @@ class Histogram:
         self.total += value
 
     def observe_all(self, values: NDArray[np.floating]) -> None:
-        """Count every value of an array."""
+        """Count every finite value of an array; one that is not would stay in the sum for good."""
+        total = float(values.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            values = values[np.isfinite(values)]
+            total = float(values.sum(dtype=np.float64))
         found = np.bincount(np.searchsorted(self.bounds, values.reshape(-1)), minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, found.tolist(), strict=True)]
-        self.total += float(values.sum())
+        self.total += total
 
     @property
     def count(self) -> int:
@@ -68,8 +73,8 @@ class ModelMetrics:
     """What is counted of one version of a model."""
 
     def __init__(self, targets: Sequence[Target]):
-        self.requests: Counter[str] = Counter()
-        """By outcome."""
+        self.requests: Counter[str] = Counter({OK: 0, "bug": 0})
+        """By outcome. What alerts look for is there from the start: Prometheus sees no increase from nothing to one."""
         self.seconds = {"answered": 0.0, "refused": 0.0, "read": 0.0, "run": 0.0, "write": 0.0}
         """Time of requests by phase."""
         self.duration = Histogram(DURATIONS)
@@ -127,7 +132,8 @@ class ModelMetrics:
             if "std" in whole:
                 self.std.observe_all(whole["std"] / self._ranges)
             if "lower" in whole and "upper" in whole:
-                self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
+                with np.errstate(invalid="ignore"):  # both may be infinite
+                    self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
 
 
 class ServiceMetrics:
@@ -136,7 +142,7 @@ class ServiceMetrics:
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
         """By reason: whatever was refused, on any route."""
-        self.reloads: Counter[str] = Counter()
+        self.reloads: Counter[str] = Counter(ok=0, refused=0)
         """By outcome: model files that were taken in or refused."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""

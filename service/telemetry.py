@@ -12,6 +12,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import error_body
+from service.metrics import ServiceMetrics
 from service.routes.answers import Content, header, send_content
 
 access_logger = logging.getLogger("service.access")
@@ -25,7 +26,8 @@ _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 class RequestWatch:
     """A request's id, its line in the access log, and what tells of a bug that it met."""
 
-    def __init__(self, scope: Scope):
+    def __init__(self, scope: Scope, metrics: ServiceMetrics):
+        self._metrics = metrics
         self.request_id = _request_id(scope)
         """The client's, if it is a safe one."""
         self._scope = scope
@@ -33,6 +35,7 @@ class RequestWatch:
 
     def bug(self, error: Exception) -> Content:
         """What a client hears of an error that nobody foresaw, which the log has in full."""
+        self._metrics.rejected["bug"] += 1
         name = self.request_id.decode()
         logger.error("request %s failed: this is a bug", name, exc_info=error, extra={"request_id": name})
         sentence = f"internal error; the server's log has it under request id {name}"
@@ -62,8 +65,9 @@ class RequestWatch:
 class RequestTelemetry:
     """ASGI middleware: every response carries a request id, every request its log line, and every bug a 500 with that id."""
 
-    def __init__(self, app: ASGIApp, *, access_log: bool):
+    def __init__(self, app: ASGIApp, *, access_log: bool, metrics: ServiceMetrics):
         self._app = app
+        self._metrics = metrics
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +75,7 @@ class RequestTelemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = RequestWatch(scope)
+        watch = RequestWatch(scope, self._metrics)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -99,6 +103,7 @@ def configure_logging(*, log_format: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
     for noisy in ("watchfiles", "httpx", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

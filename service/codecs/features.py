@@ -187,7 +187,7 @@ def _within(x: Values, features: Features) -> NDArray[np.bool_]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` with the names most like `name`, or nothing."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 
 
@@ -320,6 +320,8 @@ def _unquoted(value: object) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, str):
+        value = value[: _SHOWN_CHARACTERS + 1]  # a long one may stand in many rows
     return _shortened(str(value).lower() if isinstance(value, bool) else repr(value))
 
 

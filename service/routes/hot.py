@@ -15,7 +15,7 @@ from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import check_support
 from service.metrics import OK
-from service.routes.answers import CLIENT_GONE, LARGE_BYTES, LARGE_ROWS, Content, error_content, read_body, send_content
+from service.routes.answers import CLIENT_GONE, LARGE_ROWS, Content, error_content, read_body, send_content
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
@@ -62,7 +62,8 @@ class Predictions:
         try:
             model = work.find_model(route.names)
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
-            asked = work.read(model, body) if len(body) <= LARGE_BYTES else await asyncio.to_thread(work.read, model, body)
+            long = route.protocol.takes_long(scope, body)
+            asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
             part = await model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds

@@ -7,7 +7,7 @@ from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
-from service.routes.answers import Content, header
+from service.routes.answers import LARGE_BYTES, Content, header
 from service.routes.protocol import Asked, Protocol
 from service.settings import Settings
 
@@ -49,4 +49,4 @@ def _json_bytes(scope: Scope) -> int | None:
     return int(given)
 
 
-V2 = Protocol("infer", _read, _write)
+V2 = Protocol("infer", _read, _write, lambda _, body: len(body) > LARGE_BYTES)

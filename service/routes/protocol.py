@@ -34,3 +34,5 @@ class Protocol:
     name: str
     read: Callable[[Settings, ServedModel, Scope, bytes], Asked[Any]]
     write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
+    takes_long: Callable[[Scope, bytes], bool]
+    """Whether reading this body may take long, and belongs in a thread."""

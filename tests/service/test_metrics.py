@@ -58,12 +58,29 @@ def test_std_and_width_are_shares_of_the_training_range():
     assert counted.std.count == 2
 
 
+def test_a_row_whose_answer_is_not_finite_leaves_the_sums_finite():
+    counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
+    std, bound = np.array([[np.inf], [1.0], [np.nan]]), np.array([[[np.inf]], [[3.0]], [[np.nan]]])
+    counted.ran({"std": std, "lower": bound, "upper": bound}, rows=3, requests=1, seconds=0.1)
+    counted.settle()
+    assert (counted.std.count, counted.std.total) == (1, pytest.approx(0.1))
+    assert (counted.width.count, counted.width.total) == (1, 0)
+
+
 @pytest.mark.parametrize("outputs", [["mean"], ["lower"], ["upper", "mean"], ["std"]])
 def test_runs_are_counted_whatever_outputs_they_have(outputs):
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
     counted.ran({name: np.ones((3, 1)) for name in outputs}, rows=3, requests=1, seconds=0.1)
     counted.settle()
     assert (counted.rows, counted.width.count, counted.std.count) == (3, 0, 3 * ("std" in outputs))
+
+
+@pytest.mark.anyio
+async def test_what_alerts_look_for_is_there_before_it_happens(repository):
+    async with running(repository) as service:
+        told = await metrics(service)
+    assert told["errorbar_reloads_total", "refused"] == 0
+    assert told["errorbar_requests_total", "m", "bug", "1"] == 0
 
 
 def test_counts_of_several_processes_add_up():
