@@ -72,6 +72,8 @@ class Connection(HttpToolsProtocol):
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
         self._header_bytes: int | None = None
+        self._headers = 0
+        self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
         self._idle_since: float | None = None
 
@@ -85,17 +87,26 @@ class Connection(HttpToolsProtocol):
                 503, f"overloaded: {limit} connections are open (setting max_connections); try again later", "overloaded"
             )
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        super().connection_lost(exc)
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):  # uvicorn tells the newest alone
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self.transport.is_closing():
             return
         self._idle_since = None
+        headers_before = self._headers
         super().data_received(data)
         if self._leftover_bytes is not None:
             self._leftover_bytes += len(data)
             if self._leftover_bytes > LEFTOVER_BYTES:
                 self.transport.close()
-        if self._header_bytes is not None:
+        if self._header_bytes is not None and self._headers == headers_before:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES:
                 self._refuse(431, f"the headers are larger than {HEADER_BYTES} bytes", "too_large")
@@ -104,6 +115,7 @@ class Connection(HttpToolsProtocol):
         """Called by the parser."""
         super().on_message_begin()
         self._header_bytes = 0
+        self._headers += 1
         self._arriving_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
@@ -134,6 +146,7 @@ class Connection(HttpToolsProtocol):
             return
         chunks = exchange.chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._running = exchange
         scope: Any = self.scope
         self._direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
@@ -163,6 +176,10 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Called where the bytes are no HTTP."""
         self._refuse(400, msg, "invalid")
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def check(self, now: float) -> None:
         """Close the connection where its client lets the service wait for too long."""
@@ -201,7 +218,7 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
         exchange.response_started = exchange.response_complete = True
-        if exchange.disconnected:
+        if exchange.disconnected or self.transport.is_closing():
             return
         lines = [head]
         for name, value in self.server_state.default_headers:
