@@ -1,0 +1,77 @@
+"""An environment for each peer: what one needs must not decide what another, or errorbar, gets."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / ".benchmark-peers"
+COMMON = ("onnxruntime==1.31.1", "uvloop==0.23.0", "httptools==0.9.0")
+"""In every environment. uvloop and httptools make uvicorn faster where a peer brings neither."""
+REQUIREMENTS = {
+    "kserve": ("kserve==0.21.0",),
+    "mlserver": ("mlserver==1.7.1",),
+    "mlflow": ("mlflow==3.17.2",),
+    "bentoml": ("bentoml==1.4.39",),
+    "litserve": ("litserve==0.2.19",),
+    "ray": ("ray[serve]==2.60.0",),
+}
+"""What each environment holds besides."""
+_STAMP = "requirements.txt"
+_INSTALL_SECONDS = 1800
+_TOLD = ("onnxruntime", "numpy", "fastapi", "starlette", "uvicorn")
+_VERSIONS = """
+import importlib.metadata as metadata, sys
+for name in sys.argv[1:]:
+    try:
+        print(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        pass
+"""
+
+
+class NoEnvironmentError(RuntimeError):
+    """An environment that cannot be made, with the reason in one sentence."""
+
+
+def environment(name: str, folder: Path) -> Path:
+    """The Python of the environment `name` in `folder`, which is made unless it is there with the same requirements.
+
+    Raises NoEnvironmentError.
+    """
+    place = folder / name
+    python = place / "bin" / "python"
+    wanted = "\n".join([*REQUIREMENTS[name], *COMMON]) + "\n"
+    stamp = place / _STAMP
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and python.exists():
+        return python
+    shutil.rmtree(place, ignore_errors=True)
+    print(f"making the environment of {name} in {place}", file=sys.stderr, flush=True)
+    try:
+        _run([sys.executable, "-m", "venv", str(place)])
+        _run([str(python), "-m", "pip", "install", "--quiet", *wanted.split()])
+    except NoEnvironmentError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted installation is made anew
+    return python
+
+
+def versions_of(name: str, python: Path) -> str:
+    """The versions of a peer and of what it stands on, in its environment."""
+    libraries = [requirement.split("=")[0].split("[")[0] for requirement in REQUIREMENTS[name]]
+    command = [str(python), "-c", _VERSIONS, *libraries, *_TOLD]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a command of our own
+    return ", ".join(told.stdout.split("\n")).strip(", ")
+
+
+def _run(command: list[str]) -> None:
+    try:
+        ended = subprocess.run(  # noqa: S603 - a command of our own
+            command, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoEnvironmentError(f"the environment cannot be made: {error}") from error
+    if ended.returncode:
+        lines = (ended.stderr or ended.stdout).strip().splitlines() or [f"exit status {ended.returncode}"]
+        raise NoEnvironmentError(f"the environment cannot be made: {lines[-1]}")
