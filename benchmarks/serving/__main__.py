@@ -209,9 +209,9 @@ def _bare(repository: Path, sizes: Sequence[int]) -> dict[int, float]:
 def _facts(options: argparse.Namespace, pythons: Mapping[str, Path], busy: float) -> str:
     libraries = versions(("errorbar", "fastapi", "uvicorn", "onnxruntime", "orjson"))
     text = (
-        f"{machine()}, load {busy:.1f} before; {libraries}; {datetime.now(UTC):%Y-%m-%d}. One core for the server, one for wrk; "
-        f"{options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. `{_OURS} to it`: how many "
-        f"times as many requests per second as this server {_OURS} answered."
+        f"{machine()}, load {busy:.1f} before; {libraries}; {datetime.now(UTC):%Y-%m-%d}. One core for the server, one for "
+        f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. `{_OURS} to it`: how "
+        f"many times as many requests per second as this server {_OURS} answered."
     )
     if pythons:
         told = "\n".join(f"- {environments.versions_of(name, python)}" for name, python in pythons.items())

@@ -71,6 +71,16 @@ def running(
         _stop(process, but=others)
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and its descendants hold."""
+    total = 0
+    for one in {pid} | _descendants(pid):
+        with contextlib.suppress(OSError, StopIteration):
+            lines = (_PROCESSES / str(one) / "status").read_text().splitlines()
+            total += 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+    return total
+
+
 def exit_on_sigterm() -> None:
     """Let SIGTERM, as `timeout` sends it, end this program the way Ctrl-C does: after its servers."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
