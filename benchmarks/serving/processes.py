@@ -14,7 +14,7 @@ from pathlib import Path
 
 _STOP_SECONDS = 30.0
 _PROCESSES = Path("/proc")
-_SET_CHILD_SUBREAPER = 36
+_SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37  # of Linux's prctl
 _TOLD_CHARACTERS = 300
 _TOLD_LINES = 20
 
@@ -43,32 +43,32 @@ def running(
     What it prints goes to `folder`/log. Raises RuntimeError, with the last line of the log, where it ends or is not ready
     within `seconds`. Afterwards it is stopped, with all processes that came from it, whatever session they have moved to.
     """
-    _adopt_orphans()
     others = _descendants(os.getpid())
     port = _free_port()
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     log = folder / "log"
     begun = time.monotonic()
-    with log.open("wb") as stream:
-        process = subprocess.Popen(  # noqa: S603 - a command of our own
-            [*pinned, *command(port)],
-            cwd=folder,
-            env=os.environ | dict(environment or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        while not ready(port):
-            if process.poll() is not None:
-                raise RuntimeError(f"it ended with status {process.returncode}: {_end_of(log)}")
-            if time.monotonic() > begun + seconds:
-                raise RuntimeError(f"it did not answer within {seconds:g} s: {_end_of(log)}")
-            time.sleep(0.02)
-        yield Server(port=port, pid=process.pid, begun=begun)
-    finally:
-        _stop(process, but=others)
+    with _adopting_orphans():
+        with log.open("wb") as stream:
+            process = subprocess.Popen(  # noqa: S603 - a command of our own
+                [*pinned, *command(port)],
+                cwd=folder,
+                env=os.environ | dict(environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            while not ready(port):
+                if process.poll() is not None:
+                    raise RuntimeError(f"it ended with status {process.returncode}: {_end_of(log)}")
+                if time.monotonic() > begun + seconds:
+                    raise RuntimeError(f"it did not answer within {seconds:g} s: {_end_of(log)}")
+                time.sleep(0.02)
+            yield Server(port=port, pid=process.pid, begun=begun)
+        finally:
+            _stop(process, but=others)
 
 
 def resident(pid: int) -> int:
@@ -90,16 +90,16 @@ def _stop(process: subprocess.Popen[bytes], *, but: set[int]) -> None:
     """End `process`, then all of this process's descendants but `but`."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_STOP_SECONDS)
-    end = time.monotonic() + _STOP_SECONDS
-    while left := _left(process, but):
-        number = signal.SIGTERM if time.monotonic() < end - 0.8 * _STOP_SECONDS else signal.SIGKILL
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        if time.monotonic() > end:
-            raise RuntimeError(f"processes {sorted(left)} cannot be stopped")
-        time.sleep(0.1)
+        process.wait(timeout=_STOP_SECONDS)  # it may have children to stop in an order of its own
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + _STOP_SECONDS / 3
+        while (left := _left(process, but)) and time.monotonic() < end:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(0.05)
+    if left:
+        raise RuntimeError(f"processes {sorted(left)} cannot be stopped")
 
 
 def _left(process: subprocess.Popen[bytes], but: set[int]) -> set[int]:
@@ -113,10 +113,17 @@ def _left(process: subprocess.Popen[bytes], but: set[int]) -> set[int]:
     return left
 
 
-def _adopt_orphans() -> None:
-    """Descendants whose parent ends become our own children: nobody gets lost."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Meanwhile, descendants whose parent ends become children of this process: none gets lost."""
+    prctl = ctypes.CDLL(None).prctl
+    before = ctypes.c_int()
+    prctl(_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def _descendants(pid: int) -> set[int]:
