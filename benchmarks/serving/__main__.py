@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from benchmarks.serving import environments
 from benchmarks.serving.candidates import CANDIDATES, FEATURES, PEERS, Candidate, Values, model_file, started
+from benchmarks.serving.environments import Environment
 from benchmarks.serving.load import Load, loaded
 from benchmarks.serving.models import NETWORKS, publish_model
 from benchmarks.serving.options import add_cores, count, counts
@@ -62,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write DIR/serving.md; 1 where a server could not be measured, 2 for a wrong argument."""
     options = parsed(arguments)
     busy = os.getloadavg()[0]
-    pythons, without = _pythons(options.servers, options.environments)
-    sections = []
+    made, without = _environments(options.servers, options.environments)
+    head = f"# Speed of serving\n\n{_facts(options, made, busy)}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "serving.md"
+    done: list[str] = []
     complete = True
     for network in options.networks:
         cells = [Cell(rows, connections) for rows in options.rows for connections in options.connections]
@@ -71,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             repository = Path(folder) / "repository"
             publish_model(repository, name="m", network=NETWORKS[network])
+            bare = _bare(repository, options.rows)
             for number in range(options.rounds):
                 for name in options.servers:
-                    if name not in failures and (reason := _measured(name, repository, cells, number, options, pythons)):
+                    if name not in failures and (reason := _measured(name, repository, cells, number, options, made)):
                         failures[name] = reason
-            sections.append(section(network, cells, _bare(repository, options.rows), failures))
+                    text = "\n\n".join([head, *done, section(network, cells, bare, failures)]) + "\n"
+                    file.write_text(text, encoding="utf-8")  # an interruption keeps what was measured
+        done.append(section(network, cells, bare, failures))
         complete = complete and not failures
-    text = f"# Speed of serving\n\n{_facts(options, pythons, busy)}\n\n" + "\n\n".join(sections) + "\n"
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "serving.md").write_text(text, encoding="utf-8")
-    print(text)
+    print(file.read_text(encoding="utf-8"))
     return 0 if complete else 1
 
 
@@ -129,28 +133,30 @@ def _line(cell: Cell, name: str, bare: float) -> str:
     return f"| {' | '.join(columns)} |"
 
 
-def _pythons(servers: Sequence[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The Python of each environment that these servers need, and the servers that have none, with the reason."""
-    pythons: dict[str, Path] = {}
+def _environments(servers: Sequence[str], folder: Path) -> tuple[dict[str, Environment], dict[str, str]]:
+    """The environments that these servers need, by peer, and the servers that have none, with the reason."""
+    made: dict[str, Environment] = {}
     without: dict[str, str] = {}
-    for name, peer in _peers(servers).items():
-        try:
-            pythons[peer] = environments.environment(peer, folder)
-        except environments.NoEnvironmentError as error:
-            without[name] = str(error)
-    return pythons, without
-
-
-def _peers(servers: Sequence[str]) -> dict[str, str]:
-    return {name: peer for name in servers if (peer := (CANDIDATES | PEERS)[name].peer) is not None}
+    for name, candidate in PEERS.items():
+        if name in servers and candidate.peer is not None and candidate.peer not in made:
+            try:
+                made[candidate.peer] = environments.environment(candidate.peer, folder)
+            except environments.NoEnvironmentError as error:
+                without[name] = str(error)
+    return made, without
 
 
 def _measured(
-    name: str, repository: Path, cells: Sequence[Cell], number: int, options: argparse.Namespace, pythons: Mapping[str, Path]
+    name: str,
+    repository: Path,
+    cells: Sequence[Cell],
+    number: int,
+    options: argparse.Namespace,
+    made: Mapping[str, Environment],
 ) -> str | None:
     """Put round `number` of all loads on a server; the reason where that fails: one must not stop the others."""
     candidate = (CANDIDATES | PEERS)[name]
-    python = Path(sys.executable) if candidate.peer is None else pythons[candidate.peer]
+    python = Path(sys.executable) if candidate.peer is None else made[candidate.peer].python
     x = np.random.default_rng(0).normal(size=(max(options.rows), FEATURES))
     try:
         with started(candidate, repository, core=options.server_core, python=python) as (url, _):
@@ -206,15 +212,15 @@ def _bare(repository: Path, sizes: Sequence[int]) -> dict[int, float]:
     return result
 
 
-def _facts(options: argparse.Namespace, pythons: Mapping[str, Path], busy: float) -> str:
+def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: float) -> str:
     libraries = versions(("errorbar", "fastapi", "uvicorn", "onnxruntime", "orjson"))
     text = (
         f"{machine()}, load {busy:.1f} before; {libraries}; {datetime.now(UTC):%Y-%m-%d}. One core for the server, one for "
         f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. `{_OURS} to it`: how "
         f"many times as many requests per second as this server {_OURS} answered."
     )
-    if pythons:
-        told = "\n".join(f"- {environments.versions_of(name, python)}" for name, python in pythons.items())
+    if made:
+        told = "\n".join(f"- {environment.versions}" for environment in made.values())
         text += f"\n\n{_ABOUT_PEERS}\n\n{told}"
     return text
 

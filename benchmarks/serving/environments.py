@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).parents[2] / ".benchmark-peers"
 COMMON = ("onnxruntime==1.31.1", "uvloop==0.23.0", "httptools==0.9.0")
@@ -31,11 +32,18 @@ for name in sys.argv[1:]:
 
 
 class NoEnvironmentError(RuntimeError):
-    """An environment that cannot be made, with the reason in one sentence."""
+    """An environment that cannot be made or used, with the reason in one sentence."""
 
 
-def environment(name: str, folder: Path) -> Path:
-    """The Python of the environment `name` in `folder`, which is made unless it is there with the same requirements.
+class Environment(NamedTuple):
+    """Its Python, and the versions of the peer and of what that stands on."""
+
+    python: Path
+    versions: str
+
+
+def environment(name: str, folder: Path) -> Environment:
+    """The environment of a peer in `folder`, which is made unless it is there with the same requirements.
 
     Raises NoEnvironmentError.
     """
@@ -43,35 +51,28 @@ def environment(name: str, folder: Path) -> Path:
     python = place / "bin" / "python"
     wanted = "\n".join([*REQUIREMENTS[name], *COMMON]) + "\n"
     stamp = place / _STAMP
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and python.exists():
-        return python
-    shutil.rmtree(place, ignore_errors=True)
-    print(f"making the environment of {name} in {place}", file=sys.stderr, flush=True)
-    try:
-        _run([sys.executable, "-m", "venv", str(place)])
-        _run([str(python), "-m", "pip", "install", "--quiet", *wanted.split()])
-    except NoEnvironmentError:
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and python.exists()):
         shutil.rmtree(place, ignore_errors=True)
-        raise
-    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted installation is made anew
-    return python
-
-
-def versions_of(name: str, python: Path) -> str:
-    """The versions of a peer and of what it stands on, in its environment."""
+        print(f"making the environment of {name} in {place}", file=sys.stderr, flush=True)
+        try:
+            _run([sys.executable, "-m", "venv", str(place)])
+            _run([str(python), "-m", "pip", "install", "--quiet", *wanted.split()])
+        except NoEnvironmentError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted installation is made anew
     libraries = [requirement.split("=")[0].split("[")[0] for requirement in REQUIREMENTS[name]]
-    command = [str(python), "-c", _VERSIONS, *libraries, *_TOLD]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a command of our own
-    return ", ".join(told.stdout.split("\n")).strip(", ")
+    return Environment(python, ", ".join(_run([str(python), "-c", _VERSIONS, *libraries, *_TOLD]).splitlines()))
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     try:
         ended = subprocess.run(  # noqa: S603 - a command of our own
             command, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoEnvironmentError(f"the environment cannot be made: {error}") from error
+        raise NoEnvironmentError(f"its environment cannot be made: {error}") from error
     if ended.returncode:
         lines = (ended.stderr or ended.stdout).strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise NoEnvironmentError(f"the environment cannot be made: {lines[-1]}")
+        raise NoEnvironmentError(f"its environment cannot be made: {lines[-1]}")
+    return ended.stdout

@@ -136,6 +136,8 @@ def installer(monkeypatch):
                 python.parent.mkdir(parents=True)
                 python.touch()
                 return subprocess.CompletedProcess(command, 0, "", "")
+            if "-c" in command:
+                return subprocess.CompletedProcess(command, 0, "kserve 1.0\nnumpy 2.0\n", "")
             return subprocess.CompletedProcess(command, self.outcome, "", "WARNING: a\nERROR: No matching distribution\n")
 
     made = Installer()
@@ -144,14 +146,14 @@ def installer(monkeypatch):
 
 
 def test_an_environment_is_made_once_and_again_for_other_versions(tmp_path, installer, monkeypatch):
-    python = environments.environment("kserve", tmp_path)
-    assert python == tmp_path / "kserve" / "bin" / "python"
+    made = environments.environment("kserve", tmp_path)
+    assert made == (tmp_path / "kserve" / "bin" / "python", "kserve 1.0, numpy 2.0")
     assert installer.asked[1][-4:] == [*environments.REQUIREMENTS["kserve"], *environments.COMMON]
-    assert environments.environment("kserve", tmp_path) == python
-    assert len(installer.asked) == 2
+    assert environments.environment("kserve", tmp_path) == made
+    assert sum("pip" in command for command in installer.asked) == 1
     monkeypatch.setitem(environments.REQUIREMENTS, "kserve", ("kserve==0.1",))
     environments.environment("kserve", tmp_path)
-    assert "kserve==0.1" in installer.asked[3]
+    assert any("kserve==0.1" in command for command in installer.asked)
 
 
 def test_an_environment_that_cannot_be_made_says_why_and_leaves_nothing(tmp_path, installer):
