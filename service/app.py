@@ -50,7 +50,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.include_router(repository.router)
     app.include_router(metrics.router)
     if settings.vertex_health_route is not None:
-        app.add_api_route(settings.vertex_health_route, health.ready, summary="Is the server ready? (Vertex AI)")
+        app.add_api_route(settings.vertex_health_route, health.ready, include_in_schema=False)
     add_error_handlers(app)
     predictions = Predictions(state)
     keys = None if settings.keys is None else Keys(settings.keys)
@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.state.direct = None if traced else Direct(predictions, guard=guard, metrics=state.metrics, settings=settings)
 
     def openapi() -> dict[str, Any]:
-        return openapi_document(app, state.repository)
+        return openapi_document(app, state.repository, keys=settings.keys is not None)
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change it
     return app

@@ -1,8 +1,12 @@
 """What a model tells about itself: metadata, a JSON Schema of its instances, an example request, its part of OpenAPI."""
 
+import csv
+import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+import orjson
 
 from models.conformal import largest_coverage
 from models.manifest import Calibration, Column, Manifest
@@ -12,6 +16,17 @@ from service.codecs.tensors import NUMBERS, TEXT
 from service.inference.model import ServedModel
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
+_PROBABILITIES = {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "coverage": _PROBABILITIES | {"description": "of the prediction intervals"},
+    "quantiles": _PROBABILITIES | {"description": "probabilities whose quantiles are wanted"},
+    "thresholds": _NUMBERS | {"description": "values t for which P(y <= t) is wanted, of every target"},
+    "samples": {"type": "integer", "minimum": 0, "description": "draws from the predictive distribution"},
+    "seed": {"type": "integer", "minimum": 0, "description": "makes the samples repeatable"},
+    "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
+}
+"""JSON Schemas of what a V1 request may ask beside its rows."""
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:
@@ -93,23 +108,51 @@ def example_request(manifest: Manifest) -> dict[str, Any]:
     return {"instances": [instance], "coverage": [min(manifest.default_coverage, largest)] if largest else []}
 
 
+def example_tables(manifest: Manifest) -> dict[str, str]:
+    """The rows of `example_request` as tables, by media type."""
+    rows = example_request(manifest)["instances"]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([rows[0], *(row.values() for row in rows)])
+    lines = "".join(f"{orjson.dumps(row).decode()}\n" for row in rows)
+    return {"text/csv": stream.getvalue(), "application/x-ndjson": lines, "application/jsonl": lines}
+
+
 def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:
     """The JSON Schema of a V1 request, for the model with these columns or for any."""
     instance = {key: value for key, value in instance_schema(columns).items() if key != "$schema"} if columns else {}
-    number_or_numbers = {"anyOf": [{"type": "number"}, _NUMBERS]}
+    options = {
+        name: {"anyOf": [schema["items"], schema], "description": schema["description"]} if "items" in schema else schema
+        for name, schema in OPTIONS.items()
+    }
     return {
         "type": "object",
         "required": ["instances"],
         "additionalProperties": False,
-        "properties": {
-            "instances": {"type": "array", "items": instance},
-            "coverage": number_or_numbers | {"description": "of the prediction intervals, each between 0 and 1"},
-            "quantiles": number_or_numbers | {"description": "probabilities whose quantiles are wanted"},
-            "thresholds": number_or_numbers | {"description": "values t for which P(y <= t) is wanted, of every target"},
-            "samples": {"type": "integer", "minimum": 0, "description": "draws from the predictive distribution"},
-            "seed": {"type": "integer", "minimum": 0, "description": "makes the samples repeatable"},
-            "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
-        },
+        "properties": {"instances": {"type": "array", "items": instance}, **options},
+    }
+
+
+def invocations_request_schema() -> dict[str, Any]:
+    """The JSON Schema of a request in one of the forms of cloud containers and MLflow's clients."""
+    rows = {"type": "array"}
+    split = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"columns": {"type": ["array", "null"], "items": {"type": "string"}}, "data": rows},
+    }
+    forms = {
+        "instances": rows,
+        "dataframe_split": split,
+        "dataframe_records": rows,
+        "inputs": {"anyOf": [rows, {"type": "object", "additionalProperties": rows}]},
+    }
+    options = {name: schema for name, schema in request_schema(None)["properties"].items() if name != "instances"}
+    parameters = {"type": ["object", "null"], "properties": options, "description": "options, where Vertex AI puts them"}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {**forms, "parameters": parameters, **options},
+        "oneOf": [{"required": [form]} for form in forms],
     }
 
 

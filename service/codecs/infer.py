@@ -138,7 +138,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
     """A body without JSON: the bytes of x, FP64, row after row. Every output goes back as bytes."""
     width = len(features.names)
     row_bytes = width * NUMBERS[DATATYPE_OF_RAW].itemsize
-    if len(body) % row_bytes:
+    if not body or len(body) % row_bytes:
         raise InvalidRequestError(
             f"the body has {len(body)} bytes; rows of {width} features as {DATATYPE_OF_RAW} take {row_bytes} bytes each"
         )

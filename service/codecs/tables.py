@@ -57,6 +57,15 @@ def read_table(
     )
 
 
+def refuse_options(query: bytes) -> None:
+    """Raise InvalidRequestError where a query has an option, though the body is JSON and has a place of its own for it."""
+    if not query:
+        return
+    misplaced = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name in OPTIONS]
+    if misplaced:
+        raise InvalidRequestError(f"{misplaced[0]!r} stands in the query, which tables have; a JSON request has it in its body")
+
+
 def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
     """The query as the options of a JSON request: numbers with commas between are an array."""
     options: dict[str, Any] = {}

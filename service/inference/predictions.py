@@ -156,7 +156,7 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
 def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
     """Raise InvalidRequestError about rows with a number that is not finite: the model's arithmetic overflows that far out."""
     arrays = [array for array in vars(prediction).values() if array is not None]
-    wrong = np.any([~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=2) for array in arrays], axis=0)
+    wrong = np.any([~np.isfinite(array).all(axis=tuple(range(2, array.ndim))) for array in arrays], axis=0)
     places = np.argwhere(wrong)[: LISTED_PROBLEMS + 1].tolist()
     if places:
         far = "is not a finite number: the row is too far from the training rows"

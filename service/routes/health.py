@@ -1,5 +1,7 @@
 """Health of the server and its models, in the form of the Open Inference Protocol."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -26,8 +28,7 @@ async def ready(request: Request) -> Response:
     reason = state_of(request).not_ready()
     if reason is None:
         return json_answer({"ready": True, "live": True})
-    body = {"ready": False, "live": True, "error": f"not ready: {reason}"}
-    return json_answer(body, status=UnavailableError.status, headers=UnavailableError.headers)
+    return _not_ready({"ready": False, "live": True, "error": f"not ready: {reason}"})
 
 
 @router.get("/v2/models/{name}/ready", summary="Is a model ready?")
@@ -47,5 +48,9 @@ def _model_ready(request: Request) -> Response:
     try:
         state_of(request).repository.model(**request.path_params)
     except UnavailableError as error:
-        return json_answer({"name": name, "ready": False} | error.body(), status=error.status, headers=error.headers)
+        return _not_ready({"name": name, "ready": False} | error.body())
     return json_answer({"name": name, "ready": True})
+
+
+def _not_ready(body: dict[str, Any]) -> Response:
+    return json_answer(body, status=UnavailableError.status, headers=UnavailableError.headers)

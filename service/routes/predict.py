@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
 from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
-from service.codecs.tables import FORMATS, read_table
+from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
@@ -27,6 +27,7 @@ def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, 
         limits = Limits(rows=settings.max_rows, answer_values=settings.max_answer_values)
         form = FORMATS.get(_media_type(scope))
         if form is None:
+            refuse_options(scope["query_string"])
             request = read_request(
                 body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
             )

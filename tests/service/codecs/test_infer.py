@@ -167,6 +167,7 @@ def test_what_is_wrong_with_a_request_is_said(request_, sentence):
     ("body", "json_bytes", "sentence"),
     [
         (b"{}", 3, "Inference-Header-Content-Length is 3, but the body has 2 bytes"),
+        (b"", 0, "the body has 0 bytes; rows of 2 features as FP64 take 16 bytes each"),
         (bytes(15), 0, "the body has 15 bytes; rows of 2 features as FP64 take 16 bytes each"),
         (orjson.dumps({"inputs": [X]}) + b"1234", len(orjson.dumps({"inputs": [X]})), "the body has 4 bytes more than"),
     ],

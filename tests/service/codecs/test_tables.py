@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.codecs.features import features_of
 from service.codecs.rows import Limits
-from service.codecs.tables import FORMATS, read_table
+from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.errors import InvalidRequestError, TooLargeError
 from service.inference.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
@@ -91,6 +91,13 @@ def test_options_stand_in_the_query(form):
 )
 def test_what_is_wrong_with_the_query_is_said(query, sentence):
     assert refusal("1,2\n", query)[0].startswith(sentence)
+
+
+def test_options_of_a_json_request_do_not_stand_in_the_query():
+    refuse_options(b"")
+    refuse_options(b"api-version=1&Coverage=2")
+    with pytest.raises(InvalidRequestError, match="'coverage' stands in the query, which tables have; a JSON request has it"):
+        refuse_options(b"trace=1&coverage=0.5")
 
 
 @pytest.mark.parametrize(

@@ -370,3 +370,21 @@ async def test_a_small_arrow_body_may_hold_many_rows_and_is_read_in_a_thread(rep
     assert len(body) < 1000
     assert pa.ipc.open_stream(answer.content).read_all().num_rows == 50_000
     assert threads != [threading.main_thread()]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "none", "one", "told"),
+    [("text/csv", "a,b\n", "1,2\n", "y_mean,y_std,y_epistemic_std\n"), ("application/x-ndjson", "", "[1, 2]\n", "")],
+)
+async def test_tables_of_no_rows_or_no_intervals_are_answered(repository, media_type, none, one, told):
+    async with running(repository) as service:
+
+        async def ask(body):
+            url = "/v1/models/m:predict?coverage=&samples=0"
+            return await service.http.post(url, content=body, headers={"content-type": media_type})
+
+        empty, row = await ask(none), await ask(one)
+    assert (empty.status_code, empty.text) == (200, told)
+    assert row.status_code == 200
+    assert row.text.startswith(told)
+    assert len(row.text.splitlines()) == 1 + len(told.splitlines())
