@@ -5,6 +5,7 @@ Small, plain requests for predictions are answered from here without ASGI (servi
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,15 +59,25 @@ _NOBODY_WAITS = _NobodyWaits()
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. `check` must be called now and then."""
+    """One connection. `check` must be called now and then.
+
+    While the service drains, each answer is the last of its connection: a connection that is closed idle may meet a request.
+    """
 
     cycle: Any
 
     def __init__(
-        self, *arguments: Any, limits: ConnectionLimits, metrics: ServiceMetrics, direct: Direct | None = None, **more: Any
+        self,
+        *arguments: Any,
+        limits: ConnectionLimits,
+        metrics: ServiceMetrics,
+        draining: Callable[[], bool],
+        direct: Direct | None = None,
+        **more: Any,
     ):
         super().__init__(*arguments, **more)
         self._direct = direct
+        self._draining = draining
         self._limits = limits
         self._metrics = metrics
         self._arriving_since: float | None = None
@@ -127,6 +138,8 @@ class Connection(HttpToolsProtocol):
             return
         try:
             super().on_headers_complete()
+            if self._draining():
+                self.cycle.keep_alive = False
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
             raise httptools.HttpParserError("the address is not valid") from error
 
@@ -214,7 +227,7 @@ class Connection(HttpToolsProtocol):
             return None
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query
-        return _Exchange(route, keep_alive=parser.should_keep_alive())
+        return _Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
 
     def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
         exchange.response_started = exchange.response_complete = True

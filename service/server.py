@@ -78,9 +78,12 @@ def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCou
 def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = None) -> int:
     state: ServiceState = app.state.service
     limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=settings.max_connections)
+    connection = partial(
+        Connection, limits=limits, metrics=state.metrics, draining=lambda: state.draining, direct=app.state.direct
+    )
     config = uvicorn.Config(
         app,
-        http=cast("Any", partial(Connection, limits=limits, metrics=state.metrics, direct=app.state.direct)),
+        http=cast("Any", connection),
         timeout_keep_alive=settings.keep_alive_seconds,
         host=settings.host,
         port=settings.port,

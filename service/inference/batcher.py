@@ -140,11 +140,7 @@ class Batcher:
         Raises OverloadedError when too many rows wait.
         """
         rows = len(x)
-        if self.queued_rows + rows > self._limits.queued_rows:
-            raise OverloadedError(
-                f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
-                "(setting max_queued_rows); try again later"
-            )
+        self.check_room(rows)
         loop = asyncio.get_running_loop()
         if not self._ready:
             self._seen = self._turns = 0
@@ -156,6 +152,14 @@ class Batcher:
         self._ready.append(call)
         self.queued_rows += rows
         return call
+
+    def check_room(self, rows: int = 1) -> None:
+        """Raise OverloadedError when so many rows more would be too many. Before a body is read it costs least to refuse it."""
+        if self.queued_rows + rows > self._limits.queued_rows:
+            raise OverloadedError(
+                f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
+                "(setting max_queued_rows); try again later"
+            )
 
     def _flush(self) -> None:
         """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""

@@ -121,6 +121,7 @@ class _Work:
         if method != "POST":
             raise MethodNotAllowedError(f"{method} is not allowed here; use POST", headers={"Allow": "POST"})
         self._model = model = self._state.repository.model(**names) if names else self._state.default_model()
+        model.batcher.check_room()
         return model
 
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:

@@ -206,7 +206,9 @@ async def test_every_limit_holds(repository, settings, request_, status):
 
 async def test_an_overloaded_model_answers_503_with_retry_after(repository):
     async with running(repository, max_rows=2, max_queued_rows=2) as service:
-        answers = await asyncio.gather(*(service.predict(instances=[[1, 2]]) for _ in range(5)))
+        asked = [*([[1, 2]] for _ in range(4)), "nothing that could be read"]
+        answers = await asyncio.gather(*(service.predict(instances=instances) for instances in asked))
+    assert answers[-1].status_code == 503  # before it is read
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) == 3
     assert refused[0].headers["retry-after"] == "1"
