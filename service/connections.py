@@ -26,6 +26,7 @@ HEADER_BYTES = 64 * 1024
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
+_LAST_SECONDS = 0.25
 _UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
@@ -175,6 +176,10 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         else:
             self._idle_since = self.loop.time()  # in the place of uvicorn's timer for every request
+
+    def shutdown(self) -> None:
+        """Called when the service has stopped listening. A request may be on its way: the connection stays a little longer."""
+        self.loop.call_later(_LAST_SECONDS, super().shutdown)
 
     def pause_writing(self) -> None:
         """Called by the transport when the client reads too slowly."""

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ logger = logging.getLogger("service")
 
 
 _CHECK_TICKS = 5
+_LAST_ACCEPT_SECONDS = 0.05
 
 
 class DrainingServer(uvicorn.Server):
@@ -48,6 +50,15 @@ class DrainingServer(uvicorn.Server):
         self._state.draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # uvicorn would raise it again at the end, and the status would not be 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called when it is time to end. What the kernel has already connected is taken in first, as closing would reset it."""
+        for server in self.servers:
+            for listening in server.sockets:
+                with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                    same.listen(0)  # no more than one can queue up from here on
+        await asyncio.sleep(_LAST_ACCEPT_SECONDS)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Called every 0.1 s."""

@@ -190,7 +190,7 @@ def listens(port):
     return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl and /proc")
+@pytest.mark.skipif(os.getpid() not in processes._descendants(os.getppid()), reason="needs Linux's /proc")
 def test_whatever_a_server_starts_is_gone_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_STOP_SECONDS", 6.0)
     (tmp_path / "family.py").write_text(FAMILY)
