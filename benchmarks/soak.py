@@ -54,6 +54,8 @@ class Found:
     """Answers that must not be, and connections that were broken in the middle of a request."""
     seconds: list[float] = field(default_factory=list)
     """Of the answers with status 200."""
+    away: bool = False
+    """Whether clients no longer connect anew, as a load balancer that has seen that the service is not ready."""
 
     @property
     def answers(self) -> int:
@@ -101,7 +103,7 @@ class _Client(asyncio.Protocol):
         if self.waits and not self.stopped:
             self._found.wrong.append(f"the connection broke in the middle of a request ({exc!r})")
         self.waits = False
-        if not self.stopped:
+        if not self.stopped and not self._found.away:
             asyncio.get_running_loop().create_task(self.connect())
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -362,6 +364,7 @@ async def signals(folder: Path, options: argparse.Namespace) -> tuple[str, list[
             async with httpx.AsyncClient() as http:
                 if (await http.get(f"{service.url}/v2/health/ready")).status_code != 503:
                     wrong.append("ready though it was told to end")
+            found.away = True
             status = await service.process.wait()
             drained += status == 0
             answers += found.answers
