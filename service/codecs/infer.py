@@ -110,18 +110,40 @@ def read_infer(
 
 
 def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) -> InferAnswer:
-    """The answer to `request` from the outputs that it asked for.
+    """The answer to `request` from the outputs that it asked for, which `check_finite` has passed."""
+    raw = [_little(arrays[output]).tobytes() for output in request.outputs if output in request.binary]
+    if len(raw) == len(request.outputs) and request.id is None and not request.warnings:
+        described = tuple((output, _datatype(arrays[output]), arrays[output].shape) for output in request.outputs)
+        text = _binary_head(described, tuple(map(len, raw)), name, version)
+    else:
+        text = _head(request, arrays, [len(piece) for piece in raw], name, version)
+    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
 
-    Raises InvalidRequestError where a number is not finite, which JSON cannot hold.
-    """
-    _check_finite(arrays, request.outputs)
-    outputs, raw = [], []
+
+def check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
+    """Raise InvalidRequestError where a number is not finite, which JSON cannot hold."""
+    if finite(arrays, outputs):
+        return
+    for name in outputs:
+        rows = np.unique(np.argwhere(~np.isfinite(arrays[name]))[:, 0])[: LISTED_PROBLEMS + 1].tolist()
+        if rows:
+            far = f"{name} is not a finite number: the row is too far from the training rows"
+            raise refuse([Problem(far, row=row) for row in rows])
+
+
+def finite(arrays: Arrays, outputs: Sequence[str]) -> bool:
+    """Whether all numbers of these outputs are."""
+    return bool(np.isfinite(np.concatenate([arrays[name].ravel() for name in outputs])).all())
+
+
+def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], name: str, version: str) -> bytes:
+    """The JSON of an answer. binary_bytes: of the outputs that stand behind it."""
+    outputs, sizes = [], iter(binary_bytes)
     for output in request.outputs:
         array = arrays[output]
         described: dict[str, Any] = {"name": output, "datatype": _datatype(array), "shape": array.shape}
         if output in request.binary:
-            raw.append((array if sys.byteorder == "little" else array.byteswap()).tobytes())
-            described["parameters"] = {"binary_data_size": len(raw[-1])}
+            described["parameters"] = {"binary_data_size": next(sizes)}
         else:
             described["data"] = np.ascontiguousarray(array).reshape(-1)
         outputs.append(described)
@@ -130,8 +152,23 @@ def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) ->
         document["id"] = request.id
     if request.warnings:
         document["parameters"] = {"warnings": _warnings(request.warnings)}
-    text = orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
+    return orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@lru_cache(maxsize=256)
+def _binary_head(
+    described: tuple[tuple[str, str, tuple[int, ...]], ...], sizes: tuple[int, ...], name: str, version: str
+) -> bytes:
+    """As `_head` where every output stands behind it: the same for all requests of one form."""
+    outputs = [
+        {"name": output, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for (output, datatype, shape), size in zip(described, sizes, strict=True)
+    ]
+    return orjson.dumps({"model_name": name, "model_version": version, "outputs": outputs})
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def _raw_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> InferRequest:
@@ -363,17 +400,6 @@ def _timeout(options: Mapping[str, Any]) -> float | None:
         raise InvalidRequestError(f"parameter 'timeout' is {given if isinstance(given, int | float) else json_type(given)}; "
                                   "give whole microseconds")  # fmt: skip
     return given / 1e6 or None
-
-
-def _check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
-    if np.isfinite(np.concatenate([arrays[name].ravel() for name in outputs])).all():
-        return
-    for name in outputs:
-        finite: NDArray[np.bool_] = np.isfinite(arrays[name])
-        if not finite.all():
-            rows = np.unique(np.argwhere(~finite)[:, 0])[: LISTED_PROBLEMS + 1].tolist()
-            far = f"{name} is not a finite number: the row is too far from the training rows"
-            raise refuse([Problem(far, row=row) for row in rows])
 
 
 def _datatype(array: NDArray[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from starlette.types import Scope
 
-from service.codecs.infer import InferRequest, answer, read_infer
+from service.codecs.infer import InferRequest, answer, check_finite, finite, read_infer
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
@@ -13,6 +13,7 @@ from service.settings import Settings
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
+_FINITE = "finite"
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
@@ -31,7 +32,12 @@ def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> 
 
 
 def _write(model: ServedModel, _: Scope, asked: Asked[InferRequest], part: Part) -> Content:
-    written = answer(asked.request, part.arrays, name=model.name, version=str(model.version))
+    request, arrays = asked.request, part.arrays
+    if _FINITE not in part.shared:
+        part.shared[_FINITE] = finite(part.run, request.outputs)
+    if not part.shared[_FINITE]:
+        check_finite(arrays, request.outputs)
+    written = answer(request, arrays, name=model.name, version=str(model.version))
     if written.json_bytes is None:
         return Content(written.body)
     return Content(written.body, b"application/octet-stream", ((JSON_LENGTH_HEADER, b"%d" % written.json_bytes),))
