@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import service
+from service.direct import Direct
 from service.inference.batcher import RunLimits
 from service.inference.model import ServedModel, load_model
 from service.inference.session import Device, choose_device
@@ -18,9 +19,9 @@ from service.metrics import ServiceMetrics
 from service.repository import Repository
 from service.routes import health, metrics, repository, v2
 from service.routes.answers import add_error_handlers
-from service.routes.hot import HotRoutes
+from service.routes.hot import HotRoutes, Predictions
 from service.routes.openapi import openapi_document
-from service.security import Guard, Keys
+from service.security import Guard, Guarded, Keys
 from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
@@ -51,11 +52,15 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     if settings.vertex_health_route is not None:
         app.add_api_route(settings.vertex_health_route, health.ready, include_in_schema=False)
     add_error_handlers(app)
-    app.add_middleware(HotRoutes, state=state)
+    predictions = Predictions(state)
     keys = None if settings.keys is None else Keys(settings.keys)
-    app.add_middleware(Guard, keys=keys, metrics=state.metrics, probe=settings.vertex_health_route)
-    app.add_middleware(RequestTelemetry, access_log=settings.access_log)
+    guard = Guard(keys, metrics=state.metrics, probe=settings.vertex_health_route)
+    app.add_middleware(HotRoutes, predictions=predictions)
+    app.add_middleware(Guarded, guard=guard)
+    app.add_middleware(RequestTelemetry, access_log=settings.access_log, metrics=state.metrics)
     app.state.end_tracing = add_tracing(app)
+    traced = app.state.end_tracing is not None
+    app.state.direct = None if traced else Direct(predictions, guard=guard, metrics=state.metrics, settings=settings)
 
     def openapi() -> dict[str, Any]:
         return openapi_document(app, state.repository, keys=settings.keys is not None)
@@ -85,7 +90,7 @@ def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceSt
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
     return RunLimits(
         # A run on a GPU waits for the GPU: never on the event loop, and what queues up meanwhile shares the next.
-        inline_rows=settings.inline_rows if device.name == "cpu" else 0,
+        inline_seconds=settings.inline_milliseconds / 1e3 if device.name == "cpu" else 0.0,
         run_rows=settings.run_rows,
         queued_rows=settings.max_queued_rows,
         deadline_seconds=settings.deadline_seconds,
@@ -105,7 +110,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         for task in background:
             task.cancel()
-    await asyncio.to_thread(app.state.end_tracing)
+    if app.state.end_tracing is not None:
+        await asyncio.to_thread(app.state.end_tracing)
 
 
 async def _share_counts(state: ServiceState, counts: SharedCounts) -> None:

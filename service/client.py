@@ -4,7 +4,8 @@
         answer = client.predict("concrete", [{"Cement": 540, "Water": 162}], coverage=[0.5, 0.9])
         answer["predictions"][0]["mean"]
 
-Answers are the server's JSON as it is. Whatever goes wrong is an ErrorbarError that carries the server's sentence.
+Answers are the server's JSON as it is. Whatever goes wrong is an ErrorbarError that carries the server's sentence. Where the
+service has keys: `Client(url, key=...)`.
 """
 
 import asyncio
@@ -22,7 +23,6 @@ Row = Mapping[str, Any] | Sequence[Any]
 Answer = dict[str, Any]
 
 _READY = "/v2/health/ready"
-_HEADERS = {"content-type": "application/json"}
 _RETRY_SECONDS = 0.1
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL)
 
@@ -67,8 +67,11 @@ class ErrorbarError(Exception):
 class Client:
     """Asks a service. Close it, or use it in a `with` block."""
 
-    def __init__(self, url: str, *, timeout: float = 30.0, transport: httpx.BaseTransport | None = None):
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout: float = 30.0, transport: httpx.BaseTransport | None = None
+    ):
+        """key: sent as `Authorization: Bearer`, where the service has keys. timeout: in seconds."""
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout, transport=transport)
 
     def predict(
         self,
@@ -125,7 +128,7 @@ class Client:
 
     def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
         try:
-            return self._http.request(method, path, content=content, headers=_HEADERS)
+            return self._http.request(method, path, content=content)
         except _BROKEN as error:
             _not_reached(self._http.base_url, error)
 
@@ -133,8 +136,11 @@ class Client:
 class AsyncClient:
     """As Client, for asyncio."""
 
-    def __init__(self, url: str, *, timeout: float = 30.0, transport: httpx.AsyncBaseTransport | None = None):
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport)
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout: float = 30.0, transport: httpx.AsyncBaseTransport | None = None
+    ):
+        """As Client."""
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout, transport=transport)
 
     async def predict(
         self,
@@ -188,9 +194,18 @@ class AsyncClient:
 
     async def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
         try:
-            return await self._http.request(method, path, content=content, headers=_HEADERS)
+            return await self._http.request(method, path, content=content)
         except _BROKEN as error:
             _not_reached(self._http.base_url, error)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    headers = {"content-type": "application/json"}
+    if key is None:
+        return headers
+    if len(key.split()) != 1:  # said here: the HTTP client's own error would show the key
+        raise ValueError("a key is one word; this one is empty or holds a space or a line break")
+    return headers | {"authorization": f"Bearer {key.strip()}"}
 
 
 def _model_path(model: str, version: int | str | None, label: str | None) -> str:

@@ -1,17 +1,23 @@
 """HTTP connections with the limits that uvicorn has not: how long a request may take to arrive, how large its headers and how
 many the connections may be. What breaks one is refused as every other request is, with a sentence and a count.
+
+Small, plain requests for predictions are answered from here without ASGI (service/direct.py).
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.direct import PLAIN_TYPES, Direct
 from service.errors import error_body
 from service.metrics import ServiceMetrics
+from service.routes.hot import Route
 
 logger = logging.getLogger("service")
 
@@ -20,6 +26,8 @@ HEADER_BYTES = 64 * 1024
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
+_LAST_SECONDS = 0.25
+_UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
@@ -32,17 +40,54 @@ class ConnectionLimits:
     connections: int
 
 
-class Connection(HttpToolsProtocol):
-    """One connection. `check` must be called now and then."""
+class _Exchange:
+    """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, metrics: ServiceMetrics, **more: Any):
+    def __init__(self, route: Route, *, keep_alive: bool):
+        self.route = route
+        self.chunks: list[bytes] = []
+        self.keep_alive = keep_alive
+        self.disconnected = self.response_started = self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+
+class _NobodyWaits:
+    def set(self) -> None:
+        """Nobody waits for the rest of the body: the answer begins when it is there."""
+
+
+_NOBODY_WAITS = _NobodyWaits()
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `check` must be called now and then.
+
+    While the service drains, each answer is the last of its connection: a connection that is closed idle may meet a request.
+    """
+
+    cycle: Any
+
+    def __init__(
+        self,
+        *arguments: Any,
+        limits: ConnectionLimits,
+        metrics: ServiceMetrics,
+        draining: Callable[[], bool],
+        direct: Direct | None = None,
+        **more: Any,
+    ):
         super().__init__(*arguments, **more)
+        self._direct = direct
+        self._draining = draining
         self._limits = limits
         self._metrics = metrics
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
         self._header_bytes: int | None = None
+        self._headers = 0
+        self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
+        self._idle_since: float | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Called by the event loop."""
@@ -54,16 +99,26 @@ class Connection(HttpToolsProtocol):
                 503, f"overloaded: {limit} connections are open (setting max_connections); try again later", "overloaded"
             )
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        super().connection_lost(exc)
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):  # uvicorn tells the newest alone
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self.transport.is_closing():
             return
+        self._idle_since = None
+        headers_before = self._headers
         super().data_received(data)
         if self._leftover_bytes is not None:
             self._leftover_bytes += len(data)
             if self._leftover_bytes > LEFTOVER_BYTES:
                 self.transport.close()
-        if self._header_bytes is not None:
+        if self._header_bytes is not None and self._headers == headers_before:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES:
                 self._refuse(431, f"the headers are larger than {HEADER_BYTES} bytes", "too_large")
@@ -72,26 +127,59 @@ class Connection(HttpToolsProtocol):
         """Called by the parser."""
         super().on_message_begin()
         self._header_bytes = 0
+        self._headers += 1
         self._arriving_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         """Called by the parser. Raises HttpParserError for an address that is none, which the parser lets pass."""
         self._header_bytes = None
+        exchange = self._exchange()
+        if exchange is not None:
+            self.cycle = exchange
+            return
         try:
             super().on_headers_complete()
+            if self._draining():
+                self.cycle.keep_alive = False
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
             raise httptools.HttpParserError("the address is not valid") from error
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        if isinstance(self.cycle, _Exchange):
+            self.cycle.chunks.append(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._arriving_since = self._leftover_bytes = None
-        super().on_message_complete()
+        exchange = self.cycle
+        if self._direct is None or not isinstance(exchange, _Exchange):
+            super().on_message_complete()
+            return
+        chunks = exchange.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._running = exchange
+        scope: Any = self.scope
+        self._direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
         if self._arriving_since is not None:  # before its request was in: it was refused, and the rest is of no use
             self._leftover_bytes = 0
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()  # in the place of uvicorn's timer for every request
+
+    def shutdown(self) -> None:
+        """Called when the service has stopped listening. A request may be on its way: the connection stays a little longer."""
+        self.loop.call_later(_LAST_SECONDS, super().shutdown)
 
     def pause_writing(self) -> None:
         """Called by the transport when the client reads too slowly."""
@@ -107,6 +195,10 @@ class Connection(HttpToolsProtocol):
         """Called where the bytes are no HTTP."""
         self._refuse(400, msg, "invalid")
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def check(self, now: float) -> None:
         """Close the connection where its client lets the service wait for too long."""
         longest = self._limits.request_seconds
@@ -118,6 +210,44 @@ class Connection(HttpToolsProtocol):
         elif self._arriving_since is not None and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")
+        elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
+            self.transport.close()
+
+    def _exchange(self) -> _Exchange | None:
+        """What begins where a request is a plain one for a prediction, and none is before it."""
+        if self._direct is None or self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        path, _, query = self.url.partition(b"?")
+        route = self._direct.route(path)
+        parser = self.parser
+        if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+            return None
+        length = None
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = value
+            elif name in _UNUSUAL or (name == b"content-type" and value not in PLAIN_TYPES):
+                return None
+        if length is None or not length.isdigit() or len(length) > 9 or int(length) > self._direct.most_bytes:
+            return None
+        scope: Any = self.scope
+        scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query
+        return _Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
+
+    def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
+        exchange.response_started = exchange.response_complete = True
+        if exchange.disconnected or self.transport.is_closing():
+            return
+        lines = [head]
+        for name, value in self.server_state.default_headers:
+            lines.append(b"%b: %b" % (name, value))
+        if not exchange.keep_alive:
+            lines.append(b"connection: close")
+        lines += (b"", body)
+        self.transport.write(b"\r\n".join(lines))
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _refuse(self, status: int, sentence: str, reason: str) -> None:
         """Answer without the application, unless it has begun to, and close."""

@@ -3,7 +3,7 @@
 A route raises one of these; `{"error": sentence, "details": [...]}` is what the client reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,11 +36,13 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     reason: ClassVar[str] = "bug"
     """What metrics count it as."""
-    retry_after: ClassVar[int | None] = None
-    """Seconds, where trying again helps."""
+    headers: Mapping[str, str] = {}
+    """What the answer says beside its body."""
 
-    def __init__(self, sentence: str, *, problems: Sequence[Problem] = ()):
+    def __init__(self, sentence: str, *, problems: Sequence[Problem] = (), headers: Mapping[str, str] | None = None):
         super().__init__(sentence)
+        if headers is not None:
+            self.headers = headers
         self.sentence = sentence
         self.problems = tuple(problems)
 
@@ -61,6 +63,7 @@ class UnauthorizedError(ServiceError):
 
     status = 401
     reason = "unauthorized"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class ForbiddenError(ServiceError):
@@ -96,7 +99,7 @@ class UnavailableError(ServiceError):
 
     status = 503
     reason = "not_ready"
-    retry_after = 1
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class OverloadedError(UnavailableError):

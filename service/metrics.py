@@ -4,9 +4,10 @@ Counting is on the path of every request, so it is a bisection and two additions
 five times as long); prometheus_client writes the page. All counting happens on the event loop.
 """
 
+import math
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,6 +31,9 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Bounds as shares of a target's training range."""
 
+_PREDICTED = ("std", "lower", "upper")
+_ROWS_ASIDE = 500
+
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
 
@@ -50,10 +54,14 @@ class Histogram:
         self.total += value
 
     def observe_all(self, values: NDArray[np.floating]) -> None:
-        """Count every value of an array."""
+        """Count every finite value of an array; one that is not would stay in the sum for good."""
+        total = float(values.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            values = values[np.isfinite(values)]
+            total = float(values.sum(dtype=np.float64))
         found = np.bincount(np.searchsorted(self.bounds, values.reshape(-1)), minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, found.tolist(), strict=True)]
-        self.total += float(values.sum())
+        self.total += total
 
     @property
     def count(self) -> int:
@@ -65,8 +73,8 @@ class ModelMetrics:
     """What is counted of one version of a model."""
 
     def __init__(self, targets: Sequence[Target]):
-        self.requests: Counter[str] = Counter()
-        """By outcome."""
+        self.requests: Counter[str] = Counter({OK: 0, "bug": 0})
+        """By outcome. What alerts look for is there from the start: Prometheus sees no increase from nothing to one."""
         self.seconds = {"answered": 0.0, "refused": 0.0, "read": 0.0, "run": 0.0, "write": 0.0}
         """Time of requests by phase."""
         self.duration = Histogram(DURATIONS)
@@ -90,6 +98,8 @@ class ModelMetrics:
             "errorbar_interval_width_share": self.width,
         }
         ranges = [(t.maximum or 0.0) - (t.minimum or 0.0) for t in targets]
+        self._aside: defaultdict[Any, list[Arrays]] = defaultdict(list)
+        self._rows_aside = 0
         self._ranges = np.array([size if size > 0 else 1.0 for size in ranges])
 
     def finished(self, outcome: str, seconds: float) -> None:
@@ -108,10 +118,22 @@ class ModelMetrics:
         runs = self.runs_by_rows.setdefault(rows, [0, 0.0])
         runs[0] += 1
         runs[1] += seconds
-        if rows and "std" in arrays:
-            self.std.observe_all(arrays["std"] / self._ranges)
-        if rows and "lower" in arrays and "upper" in arrays and arrays["lower"].size:
-            self.width.observe_all((arrays["upper"] - arrays["lower"]) / self._ranges[:, None])
+        kind = tuple((name, arrays[name].shape[1:]) for name in _PREDICTED if name in arrays)
+        self._aside[kind].append(arrays)
+        self._rows_aside += rows
+        if self._rows_aside >= _ROWS_ASIDE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the predictions that were put aside: those of many runs take hardly longer than those of one."""
+        aside, self._aside, self._rows_aside = self._aside, defaultdict(list), 0
+        for kind, runs in aside.items():
+            whole = {name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind}
+            if "std" in whole:
+                self.std.observe_all(whole["std"] / self._ranges)
+            if "lower" in whole and "upper" in whole:
+                with np.errstate(invalid="ignore"):  # both may be infinite
+                    self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
 
 
 class ServiceMetrics:
@@ -120,7 +142,7 @@ class ServiceMetrics:
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
         """By reason: whatever was refused, on any route."""
-        self.reloads: Counter[str] = Counter()
+        self.reloads: Counter[str] = Counter(ok=0, refused=0)
         """By outcome: model files that were taken in or refused."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""
@@ -183,6 +205,7 @@ def snapshot(service: ServiceMetrics, models: "Iterable[ServedModel]") -> Snapsh
     for model in models:
         of = [model.name, str(model.version)]
         counted = model.metrics
+        counted.settle()
         taken["errorbar_requests"] += [([*of, outcome], float(count)) for outcome, count in counted.requests.items()]
         taken["errorbar_request_seconds"] += [([*of, phase], seconds) for phase, seconds in counted.seconds.items()]
         taken["runs_by_rows"] += [([*of, str(rows)], list(runs)) for rows, runs in counted.runs_by_rows.items()]

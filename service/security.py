@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.artifact import write_atomically
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.metrics import ServiceMetrics
-from service.routes.answers import error_answer, header
+from service.routes.answers import Content, error_content, header, send_content
 
 logger = logging.getLogger("service")
 
@@ -93,26 +93,22 @@ class Keys:
 
 
 class Guard:
-    """ASGI middleware that lets a request pass with the key that its path needs."""
+    """Lets a request pass with the key that its path needs."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, metrics: ServiceMetrics, probe: str | None = None):
+    def __init__(self, keys: Keys | None, *, metrics: ServiceMetrics, probe: str | None = None):
         """probe: one more path that is open."""
-        self._app = app
         self._open = OPEN_PATHS | ({probe} if probe is not None else set())
         self._keys = keys
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] == "http":
-            try:
-                self._check(scope)
-            except ServiceError as error:
-                self._metrics.rejected[error.reason] += 1
-                headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
-                await error_answer(error, headers=headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def refusal(self, scope: Scope) -> Content | None:
+        """What refuses the request; None where it may pass."""
+        try:
+            self._check(scope)
+        except ServiceError as error:
+            self._metrics.rejected[error.reason] += 1
+            return error_content(error)
+        return None
 
     def _check(self, scope: Scope) -> None:
         admin = scope["path"].startswith(ADMIN_PATHS)
@@ -122,6 +118,22 @@ class Guard:
                                      "(setting keys)")  # fmt: skip
         elif scope["path"] not in self._open:
             self._keys.check(_presented(scope), "admin" if admin else "predict")
+
+
+class Guarded:
+    """ASGI middleware that lets pass what a guard does not refuse."""
+
+    def __init__(self, app: ASGIApp, *, guard: Guard):
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        refusal = self._guard.refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await send_content(refusal, send)
 
 
 def read_keys(path: Path) -> list[Key]:

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ logger = logging.getLogger("service")
 
 
 _CHECK_TICKS = 5
+_LAST_ACCEPT_SECONDS = 0.05
 
 
 class DrainingServer(uvicorn.Server):
@@ -48,6 +50,15 @@ class DrainingServer(uvicorn.Server):
         self._state.draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # uvicorn would raise it again at the end, and the status would not be 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called when it is time to end. What the kernel has already connected is taken in first, as closing would reset it."""
+        for server in self.servers:
+            for listening in server.sockets:
+                with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                    same.listen(0)  # no more than one can queue up from here on
+        await asyncio.sleep(_LAST_ACCEPT_SECONDS)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Called every 0.1 s."""
@@ -78,9 +89,12 @@ def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCou
 def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = None) -> int:
     state: ServiceState = app.state.service
     limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=settings.max_connections)
+    connection = partial(
+        Connection, limits=limits, metrics=state.metrics, draining=lambda: state.draining, direct=app.state.direct
+    )
     config = uvicorn.Config(
         app,
-        http=cast("Any", partial(Connection, limits=limits, metrics=state.metrics)),
+        http=cast("Any", connection),
         timeout_keep_alive=settings.keep_alive_seconds,
         host=settings.host,
         port=settings.port,
@@ -88,6 +102,7 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
         access_log=False,  # ours knows the request id and writes JSON
         ws="none",
         server_header=False,
+        proxy_headers=False,  # the client in the log is who connected; who else it was said to be stands beside it
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)

@@ -66,10 +66,11 @@ class Settings(BaseSettings):
     """Most numbers of one answer: rows x targets x (3 + 2 per coverage + quantiles + thresholds + samples)."""
     max_queued_rows: Count = 200_000
     """Rows that may wait for a model; a request beyond is refused at once with 503."""
-    inline_rows: Annotated[int, Field(ge=0)] = 256
-    """Up to this many rows are run on the event loop itself, which takes less time than handing them to a thread."""
-    run_rows: Count = 4096
-    """Most rows of one run of a model; larger requests are run in pieces, which bounds their memory."""
+    inline_milliseconds: Annotated[float, Field(ge=0)] = 2.0
+    """A run that is expected to take no longer, by what a row took when the model was loaded, happens on the event loop itself,
+    which is quicker than handing it to a thread; meanwhile other requests wait."""
+    run_rows: Count = 1024
+    """Most rows of one run of a model; larger requests are run in pieces, whose memory stays in a core's cache."""
     max_connections: Count = 10_000
     """Connections open at a time, each process for itself; one beyond is refused with 503."""
     request_seconds: SomeSeconds = 30.0

@@ -12,19 +12,62 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import error_body
+from service.metrics import ServiceMetrics
+from service.routes.answers import Content, header, send_content
 
 access_logger = logging.getLogger("service.access")
 logger = logging.getLogger("service")
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_LOGGED_BYTES = 200
 _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+class RequestWatch:
+    """A request's id, its line in the access log, and what tells of a bug that it met."""
+
+    def __init__(self, scope: Scope, metrics: ServiceMetrics):
+        self._metrics = metrics
+        self.request_id = _request_id(scope)
+        """The client's, if it is a safe one."""
+        self._scope = scope
+        self._started = time.perf_counter()
+
+    def bug(self, error: Exception) -> Content:
+        """What a client hears of an error that nobody foresaw, which the log has in full."""
+        self._metrics.rejected["bug"] += 1
+        name = self.request_id.decode()
+        logger.error("request %s failed: this is a bug", name, exc_info=error, extra={"request_id": name})
+        sentence = f"internal error; the server's log has it under request id {name}"
+        return Content(orjson.dumps(error_body(sentence) | {"request_id": name}), status=500)
+
+    def log(self, status: int) -> None:
+        """Write the line. status: 0 where there was no answer."""
+        seconds, scope, request_id = time.perf_counter() - self._started, self._scope, self.request_id.decode()
+        client = scope["client"][0] if scope.get("client") else "-"
+        path = scope["path"].encode("unicode_escape").decode()  # a newline in a path must not make a second line
+        extra = {
+            "request_id": request_id,
+            "client": client,
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "milliseconds": round(seconds * 1e3, 3),
+        }
+        forwarded = header(scope, b"x-forwarded-for")
+        if forwarded is not None:
+            extra["forwarded_for"] = forwarded[:_LOGGED_BYTES].decode("latin-1").encode("unicode_escape").decode()
+        text = "%s %s %s %s %.1f ms %s"
+        outcome = status or "no answer (client gone)"
+        access_logger.info(text, client, scope["method"], path, outcome, seconds * 1e3, request_id, extra=extra)
 
 
 class RequestTelemetry:
     """ASGI middleware: every response carries a request id, every request its log line, and every bug a 500 with that id."""
 
-    def __init__(self, app: ASGIApp, *, access_log: bool):
+    def __init__(self, app: ASGIApp, *, access_log: bool, metrics: ServiceMetrics):
         self._app = app
+        self._metrics = metrics
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,29 +75,26 @@ class RequestTelemetry:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        watch = RequestWatch(scope, self._metrics)
         status = 0
-        started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], (b"x-request-id", watch.request_id)]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
-            name = request_id.decode()
-            logger.exception("request %s failed: this is a bug", name, extra={"request_id": name})
+        except Exception as error:
+            content = watch.bug(error)
             if status:  # half an answer is out: the server closes the connection
                 raise
-            sentence = f"internal error; the server's log has it under request id {name}"
-            await _send_json(send_with_id, 500, error_body(sentence) | {"request_id": name})
+            await send_content(content, send_with_id)
         finally:
             if self._access_log:
-                _log_access(scope, status=status, seconds=time.perf_counter() - started, request_id=request_id.decode())
+                watch.log(status)
 
 
 def configure_logging(*, log_format: str, level: str) -> None:
@@ -63,6 +103,7 @@ def configure_logging(*, log_format: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
     for noisy in ("watchfiles", "httpx", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -86,25 +127,3 @@ def _request_id(scope: Scope) -> bytes:
             accepted: bytes = value
             return accepted
     return b"%016x" % random.getrandbits(64)
-
-
-def _log_access(scope: Scope, *, status: int, seconds: float, request_id: str) -> None:
-    client = scope["client"][0] if scope.get("client") else "-"
-    path = scope["path"].encode("unicode_escape").decode()  # a newline in a path must not make a second line
-    extra = {
-        "request_id": request_id,
-        "client": client,
-        "method": scope["method"],
-        "path": path,
-        "status": status,
-        "milliseconds": round(seconds * 1e3, 3),
-    }
-    outcome = status or "no answer (client gone)"
-    access_logger.info("%s %s %s %s %.1f ms %s", client, scope["method"], path, outcome, seconds * 1e3, request_id, extra=extra)
-
-
-async def _send_json(send: Send, status: int, body: object) -> None:
-    content = orjson.dumps(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

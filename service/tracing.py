@@ -15,13 +15,13 @@ logger = logging.getLogger("service")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def add_tracing(app: FastAPI) -> Callable[[], None]:
-    """Trace the requests of `app` if OTEL_EXPORTER_OTLP_ENDPOINT is set; what sends the last spans.
+def add_tracing(app: FastAPI) -> Callable[[], None] | None:
+    """Trace the requests of `app` if OTEL_EXPORTER_OTLP_ENDPOINT is set; what sends the last spans, None without it.
 
     Names, sampling and headers follow OpenTelemetry's variables too (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER ...).
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return _nothing
+        return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
@@ -30,7 +30,7 @@ def add_tracing(app: FastAPI) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         logger.warning("no traces: an exporter is configured, but %s is missing: pip install '.[tracing]'", error.name)
-        return _nothing
+        return None
     name = os.environ.get("OTEL_SERVICE_NAME", "errorbar")
     provider = TracerProvider(resource=Resource.create({"service.name": name, "service.version": service.__version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -47,13 +47,9 @@ def add_tracing(app: FastAPI) -> Callable[[], None]:
 def _details(scope: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A span's name, the same for all models, and what tells them apart."""
     method = scope.get("method", "HTTP")
-    for pattern, respond in ROUTES:
+    for pattern, protocol in ROUTES:
         found = pattern.fullmatch(scope["path"])
         if found is not None:
             named = {f"errorbar.{key}": value for key, value in found.groupdict().items() if value is not None}
-            return f"{method} {respond.__name__}", named
+            return f"{method} {protocol.name}", named
     return f"{method} {scope['path'].split('/')[1][:20] or '/'}", {}
-
-
-def _nothing() -> None:
-    """There is nothing to send."""

@@ -35,7 +35,7 @@ _ENDED = "ended.json"
 _CANNOT_START = 3
 _SOON_SECONDS = 10.0
 _MOST_SOON = 5
-"""A worker that has ended this often within _SOON_SECONDS will not get better by itself."""
+"""Where so many in a row have ended within _SOON_SECONDS of their start, the next would too."""
 
 
 class SharedCounts:
@@ -84,7 +84,8 @@ class _Supervisor:
         self._spawn = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._stopping = threading.Event()
-        self._ended: list[float] = []
+        self._begun: dict[str, float] = {}
+        self._ended_soon = 0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +102,7 @@ class _Supervisor:
                 if self._stopping.is_set():
                     status = status or abs(process.exitcode)
                     continue
-                if process.exitcode == _CANNOT_START or self._hopeless():
+                if process.exitcode == _CANNOT_START or self._hopeless(process):
                     logger.error("a worker ended with status %s, and another would too: the service ends", process.exitcode)
                     status = 1
                     self._pass_on(signal.SIGTERM, None)
@@ -113,13 +114,14 @@ class _Supervisor:
     def _started(self) -> BaseProcess:
         process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
         process.start()
+        self._begun[process.name] = time.monotonic()
         logger.info("worker %d started", process.pid)
         return process
 
-    def _hopeless(self) -> bool:
-        now = time.monotonic()
-        self._ended = [ended for ended in self._ended if now - ended < _SOON_SECONDS] + [now]
-        return len(self._ended) >= _MOST_SOON
+    def _hopeless(self, ended: BaseProcess) -> bool:
+        soon = time.monotonic() - self._begun.pop(ended.name) < _SOON_SECONDS
+        self._ended_soon = self._ended_soon + 1 if soon else 0
+        return self._ended_soon >= _MOST_SOON
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._stopping.set()

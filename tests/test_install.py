@@ -35,7 +35,7 @@ def test_the_service_alone_has_no_torch_and_answers(installed, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     listed = subprocess.run([installed, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout.lower()
     assert "onnxruntime" in listed
-    for name in ("torch", "onnx ", "polars", "scikit-learn", "matplotlib", "typer"):
+    for name in ("torch", "onnx ", "polars", "scikit-learn", "matplotlib", "typer", "pyarrow"):
         assert f"\n{name}" not in listed
     arguments = [installed, "-m", "service", "--repository", tmp_path / "models", "--port", "0"]
     with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as service:

@@ -1,6 +1,6 @@
 """What errorbar is compared with in its own environment: a bare ASGI application, and FastAPI the usual way.
 
-Each is started as `python -m benchmarks.serving.apps NAME MODEL PORT`.
+Each is started as `python -m benchmarks.serving.apps MODEL PORT NAME`.
 """
 
 import sys
@@ -76,7 +76,7 @@ def naive(path: Path) -> FastAPI:
 
 def main() -> None:
     """Serve one of them."""
-    name, model, port = sys.argv[1:]
+    model, port, name = sys.argv[1:]
     app: Any = hello if name == "hello" else naive(Path(model))
     uvicorn.run(app, port=int(port), access_log=False, log_level="warning")
 

@@ -12,8 +12,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def merged(page: str, sections: Mapping[str, str], *, order: Sequence[str]) -> str:
-    """`page` with `sections` (title -> text) in place of its own of these titles; titles stand as in `order`."""
+def merged(page: str, sections: Mapping[str, str], *, order: Sequence[str], title: str = TITLE) -> str:
+    """`page` with `sections` (title -> text) in place of its own of these titles; titles stand as in `order`, under `title`."""
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
-    kept = {title: text.strip() for title, text in zip(parts[::2], parts[1::2], strict=True)} | dict(sections)
-    return "\n\n".join([TITLE, *(f"## {title}\n{kept[title]}" for title in order if title in kept)]) + "\n"
+    kept = {part: text.strip() for part, text in zip(parts[::2], parts[1::2], strict=True)} | dict(sections)
+    return "\n\n".join([title, *(f"## {part}\n{kept[part]}" for part in order if part in kept)]) + "\n"

@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from service.codecs.features import (
     nearest,
     read_column,
     unknown_category_problems,
+    usual,
     warnings_about,
 )
 from service.codecs.rows import Limits, check_size
@@ -33,10 +36,11 @@ DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
 _MOST_PARAMETERS_TEXT = 2000
+_REMEMBERED_BYTES = 1000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class InferRequest:
     """A request that was understood."""
 
@@ -49,7 +53,7 @@ class InferRequest:
     warnings: dict[int, list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class InferAnswer:
     """The body of an answer. json_bytes: the length of its JSON part, or None where it is nothing else."""
 
@@ -85,7 +89,12 @@ def read_infer(
         if WHOLE in tensors
         else _by_feature(tensors, rows, features, unknown, problems)
     )
-    problems += _missing(x, unknown, features) if not problems else []
+    warnings: dict[int, list[str]] = {}
+    if not usual(x, features):
+        _endless(x, features.names, problems)
+        if not problems:
+            problems += _missing(x, unknown, features)
+        warnings = warnings_about(x, unknown, features)
     if flag(options, "strict", "the request"):
         problems += unknown_category_problems(unknown, features)
     if problems:
@@ -96,23 +105,45 @@ def read_infer(
         outputs=outputs,
         binary=binary,
         timeout_seconds=_timeout(options),
-        warnings=warnings_about(x, unknown, features),
+        warnings=warnings,
     )
 
 
 def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) -> InferAnswer:
-    """The answer to `request` from the outputs that it asked for.
+    """The answer to `request` from the outputs that it asked for, which `check_finite` has passed."""
+    raw = [_little(arrays[output]).tobytes() for output in request.outputs if output in request.binary]
+    if len(raw) == len(request.outputs) and request.id is None and not request.warnings:
+        described = tuple((output, _datatype(arrays[output]), arrays[output].shape) for output in request.outputs)
+        text = _binary_head(described, tuple(map(len, raw)), name, version)
+    else:
+        text = _head(request, arrays, [len(piece) for piece in raw], name, version)
+    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
 
-    Raises InvalidRequestError where a number is not finite, which JSON cannot hold.
-    """
-    _check_finite(arrays, request.outputs)
-    outputs, raw = [], []
+
+def check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
+    """Raise InvalidRequestError where a number is not finite, which JSON cannot hold."""
+    if finite(arrays, outputs):
+        return
+    for name in outputs:
+        rows = np.unique(np.argwhere(~np.isfinite(arrays[name]))[:, 0])[: LISTED_PROBLEMS + 1].tolist()
+        if rows:
+            far = f"{name} is not a finite number: the row is too far from the training rows"
+            raise refuse([Problem(far, row=row) for row in rows])
+
+
+def finite(arrays: Arrays, outputs: Sequence[str]) -> bool:
+    """Whether all numbers of these outputs are."""
+    return bool(np.isfinite(np.concatenate([arrays[name].ravel() for name in outputs])).all())
+
+
+def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], name: str, version: str) -> bytes:
+    """The JSON of an answer. binary_bytes: of the outputs that stand behind it."""
+    outputs, sizes = [], iter(binary_bytes)
     for output in request.outputs:
         array = arrays[output]
         described: dict[str, Any] = {"name": output, "datatype": _datatype(array), "shape": array.shape}
         if output in request.binary:
-            raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            described["parameters"] = {"binary_data_size": len(raw[-1])}
+            described["parameters"] = {"binary_data_size": next(sizes)}
         else:
             described["data"] = np.ascontiguousarray(array).reshape(-1)
         outputs.append(described)
@@ -121,8 +152,23 @@ def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) ->
         document["id"] = request.id
     if request.warnings:
         document["parameters"] = {"warnings": _warnings(request.warnings)}
-    text = orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
+    return orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@lru_cache(maxsize=256)
+def _binary_head(
+    described: tuple[tuple[str, str, tuple[int, ...]], ...], sizes: tuple[int, ...], name: str, version: str
+) -> bytes:
+    """As `_head` where every output stands behind it: the same for all requests of one form."""
+    outputs = [
+        {"name": output, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for (output, datatype, shape), size in zip(described, sizes, strict=True)
+    ]
+    return orjson.dumps({"model_name": name, "model_version": version, "outputs": outputs})
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def _raw_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> InferRequest:
@@ -138,6 +184,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
     tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
+    _endless(x, features.names, problems)
     problems += _missing(x, [], features) if not problems else []
     if problems:
         raise refuse(problems)
@@ -184,6 +231,19 @@ def _outputs(given: object, *, default: bool) -> tuple[tuple[str, ...], frozense
         return OUTPUTS, frozenset(OUTPUTS if default else ())
     if not isinstance(given, list):
         raise InvalidRequestError(f"'outputs' is {json_type(given)}; give an array")
+    try:
+        text = orjson.dumps(given)  # a client says the same again and again
+    except TypeError:  # nested so deep that orjson does not write it
+        return _read_outputs(given, default)
+    return _understood_outputs(text, default) if len(text) <= _REMEMBERED_BYTES else _read_outputs(given, default)
+
+
+@lru_cache(maxsize=256)
+def _understood_outputs(text: bytes, default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    return _read_outputs(orjson.loads(text), default)
+
+
+def _read_outputs(given: list[Any], default: bool) -> tuple[tuple[str, ...], frozenset[str]]:
     binary: dict[str, bool] = {}
     for number, output in enumerate(given):
         name = output.get("name") if isinstance(output, dict) else output
@@ -273,8 +333,7 @@ def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Value
             f"input 'x' is {tensor.datatype}; give FP64, FP32 or an integer type, or texts in a tensor for each feature"
         )
     x = tensor.values.reshape(tensor.shape)
-    _endless(x, features.names, problems)
-    for position, column in enumerate(features.columns):
+    for position, column in enumerate(() if features.all_numeric else features.columns):
         if column.kind in ("boolean", "categorical"):
             largest = 1 if column.kind == "boolean" else len(column.categories or []) - 1
             values = x[:, position]
@@ -296,7 +355,6 @@ def _by_feature(
         position = features.positions[name]
         values: Any = tensor.values
         if not isinstance(values, list):
-            _endless(values[:, None], (name,), problems)
             if features.columns[position].kind in ("numeric", "datetime"):
                 x[:, position] = values
                 continue
@@ -306,7 +364,7 @@ def _by_feature(
 
 
 def _endless(x: Values, names: Sequence[str], problems: list[Problem]) -> None:
-    if np.isinf(x).any():
+    if not np.isfinite(x).all():
         places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
         problems += [Problem("is infinite; give a finite number", row=row, feature=names[column]) for row, column in places]
 
@@ -316,9 +374,9 @@ def _missing(x: Values, unknown: Sequence[UnknownCategory], features: Features) 
 
     V1 only warns of them. Here a NaN is far more often a client's mistake, and what a client does with a warning is unknown.
     """
-    missing = np.isnan(x) & features.never_missing
-    if not missing.any():
+    if np.isfinite(x).all():
         return []
+    missing = np.isnan(x) & features.never_missing
     for item in unknown:
         missing[item.row, item.feature] = False
     places = np.argwhere(missing)[: LISTED_PROBLEMS + 1].tolist()
@@ -342,15 +400,6 @@ def _timeout(options: Mapping[str, Any]) -> float | None:
         raise InvalidRequestError(f"parameter 'timeout' is {given if isinstance(given, int | float) else json_type(given)}; "
                                   "give whole microseconds")  # fmt: skip
     return given / 1e6 or None
-
-
-def _check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
-    for name in outputs:
-        finite: NDArray[np.bool_] = np.isfinite(arrays[name])
-        if not finite.all():
-            rows = np.unique(np.argwhere(~finite)[:, 0])[: LISTED_PROBLEMS + 1].tolist()
-            far = f"{name} is not a finite number: the row is too far from the training rows"
-            raise refuse([Problem(far, row=row) for row in rows])
 
 
 def _datatype(array: NDArray[Any]) -> str:

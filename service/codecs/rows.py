@@ -4,10 +4,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from service.codecs.features import (
     Features,
@@ -20,10 +23,14 @@ from service.codecs.features import (
     warnings_about,
 )
 from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
-from service.inference.predictions import Prediction, Question, check_finite
+from service.inference.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
+_ROWS_ALONE = frozenset(["instances"])
+_MORE = ("quantiles", "cdf", "samples")
+_ROWS_AT_ONCE = 1000
+"""Written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
@@ -37,7 +44,7 @@ class Limits:
     answer_values: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RowsRequest:
     """A request that was understood: what to answer, and what its answer warns of."""
 
@@ -99,15 +106,20 @@ def understood(
 
     Raises InvalidRequestError with all its problems, those of `problems` first; TooLargeError before anything is read.
     """
-    options = _Options(request, problems)
-    coverage = options.probabilities("coverage") if "coverage" in request else (default_coverage,)
-    quantiles = options.probabilities("quantiles")
-    thresholds = options.numbers("thresholds")
-    samples = options.whole_number("samples", largest=limits.answer_values) or 0
-    seed = options.whole_number("seed", largest=_LARGEST_SEED)
-    if seed is not None and not samples:
-        problems.append(Problem("'seed' does nothing without 'samples'"))
-    strict = options.flag("strict")
+    coverage: tuple[float, ...] = (default_coverage,)
+    quantiles: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    samples, seed, strict = 0, None, False
+    if not request.keys() <= _ROWS_ALONE:
+        options = _Options(request, problems)
+        coverage = options.probabilities("coverage") if "coverage" in request else coverage
+        quantiles = options.probabilities("quantiles")
+        thresholds = options.numbers("thresholds")
+        samples = options.whole_number("samples", largest=limits.answer_values) or 0
+        seed = options.whole_number("seed", largest=_LARGEST_SEED)
+        if seed is not None and not samples:
+            problems.append(Problem("'seed' does nothing without 'samples'"))
+        strict = options.flag("strict")
     check_size(rows, targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
     x, unknown, row_problems = read()
     problems += row_problems
@@ -119,35 +131,91 @@ def understood(
     return RowsRequest(question, warnings_about(x, unknown, features))
 
 
-def answer(
-    prediction: Prediction,
-    warnings: dict[int, list[str]],
-    *,
-    coverage: Sequence[float],
-    targets: Sequence[str],
-    model: dict[str, str],
-) -> bytes:
-    """The JSON answer; a single target stands flat in each prediction, several stand by name.
+@dataclass(slots=True)
+class RowNumbers:
+    """The numbers of rows' answers as JSON has them, and the text of a row with a %b for each of its numbers."""
 
-    Raises InvalidRequestError where a number of the prediction is not finite, which JSON cannot hold.
-    """
-    rows = predictions(prediction, warnings, coverage=coverage, targets=targets)
-    text = orjson.dumps({"model": model, "predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in text:  # how NaN and infinities are written; searching the text is cheaper than every array
-        check_finite(prediction, targets)
-    return text
+    texts: list[bytes]
+    template: bytes
+    per_row: int
+
+    def of(self, start: int, end: int) -> "RowNumbers":
+        """Of the rows from `start` to before `end`."""
+        return RowNumbers(self.texts[start * self.per_row : end * self.per_row], self.template, self.per_row)
 
 
-def predictions(
-    prediction: Prediction, warnings: dict[int, list[str]], *, coverage: Sequence[float], targets: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One answer a row, as JSON has it; numbers are NumPy's."""
-    by_target = [_target_answers(prediction, target, coverage) for target in range(len(targets))]
-    several = len(targets) > 1
-    rows = [dict(zip(targets, row, strict=True)) for row in zip(*by_target, strict=True)] if several else by_target[0]
-    for row, sentences in warnings.items():
-        rows[row]["warnings"] = sentences
-    return rows
+def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets: tuple[str, ...]) -> RowNumbers:
+    """The numbers of a prediction. What is not finite, which JSON cannot hold, is `null` among the texts."""
+    more = {name: array for name in _MORE if (array := getattr(prediction, name)) is not None}
+    template = _template(coverage, targets, tuple((name, array.shape[2]) for name, array in more.items()))
+    rows, texts = len(prediction.mean), []
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        texts += _number_texts(prediction, [*more.values()], slice(start, start + _ROWS_AT_ONCE), coverages=len(coverage))
+    return RowNumbers(texts, template, len(texts) // rows if rows else 0)
+
+
+def row_texts(numbers: RowNumbers, warnings: dict[int, list[str]], *, between: bytes) -> bytes:
+    """The answers of rows as JSON, with `between` between them; a single target stands flat in each, several stand by name."""
+    template, texts, per_row = numbers.template, numbers.texts, numbers.per_row
+    if len(texts) == per_row and not warnings:
+        return template % tuple(texts) if texts else b""
+    count, pieces = len(texts) // per_row if per_row else 0, []
+    for start in range(0, count, _ROWS_AT_ONCE):
+        rows = [template] * min(_ROWS_AT_ONCE, count - start)
+        for row, sentences in warnings.items():
+            if start <= row < start + len(rows):
+                rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(sentences)
+        pieces.append(between.join(rows) % tuple(texts[start * per_row : (start + len(rows)) * per_row]))
+    return between.join(pieces)
+
+
+def answer(numbers: RowNumbers, warnings: dict[int, list[str]], *, model: dict[str, str]) -> bytes:
+    """The JSON answer."""
+    return b'{"model":%b,"predictions":[%b]}' % (orjson.dumps(model), row_texts(numbers, warnings, between=b","))
+
+
+def _number_texts(prediction: Prediction, more: Sequence[NDArray[Any]], rows: slice, *, coverages: int) -> list[bytes]:
+    """The numbers of some rows in the order of `_template`. A float32 is written with the digits it has."""
+    single = all(array.dtype == prediction.mean.dtype for array in more)
+    form: Callable[[NDArray[Any]], NDArray[Any]] = _as_it_is if single else _as_texts
+    moments = [form(array[rows]) for array in (prediction.mean, prediction.std, prediction.epistemic_std)]
+    ends = list(accumulate([3, 2 * coverages, *(array.shape[2] for array in more)]))
+    numbers = np.empty((*moments[0].shape, ends[-1]), dtype=moments[0].dtype)
+    for place, moment in enumerate(moments):
+        numbers[:, :, place] = moment
+    numbers[:, :, 3 : ends[1] : 2] = form(prediction.lower[rows])
+    numbers[:, :, 4 : ends[1] : 2] = form(prediction.upper[rows])
+    for array, start, end in zip(more, ends[1:], ends[2:], strict=False):
+        numbers[:, :, start:end] = form(array[rows])
+    return _texts(numbers) if single else numbers.ravel().tolist()
+
+
+def _as_it_is(array: NDArray[Any]) -> NDArray[Any]:
+    return array
+
+
+def _as_texts(array: NDArray[Any]) -> NDArray[Any]:
+    return np.array(_texts(array), dtype=object).reshape(array.shape)
+
+
+def _texts(numbers: NDArray[Any]) -> list[bytes]:
+    return orjson.dumps(numbers.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",") if numbers.size else []
+
+
+@lru_cache(maxsize=256)
+def _template(coverage: tuple[float, ...], targets: tuple[str, ...], more: tuple[tuple[str, int], ...]) -> bytes:
+    """The answer of a row, with %b for every number. more: what else was asked for, and how many numbers it has."""
+    intervals = b",".join(b'{"coverage":%b,"lower":%%b,"upper":%%b}' % orjson.dumps(c) for c in coverage)
+    lists = b"".join(b',"%b":[%b]' % (name.encode(), b",".join([b"%b"] * count)) for name, count in more)
+    one = b'{"mean":%%b,"std":%%b,"epistemic_std":%%b,"intervals":[%b]%b}' % (intervals, lists)
+    if len(targets) == 1:
+        return one
+    return b"{%b}" % b",".join(b"%b:%b" % (_escaped(target), one) for target in targets)
+
+
+def _escaped(value: object) -> bytes:
+    """JSON as it stands in a template."""
+    return orjson.dumps(value).replace(b"%", b"%%")
 
 
 def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
@@ -161,28 +229,6 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
             f"the answer would hold {rows * values_per_row} numbers; at most {limits.answer_values} are allowed "
             "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
         )
-
-
-def _target_answers(prediction: Prediction, target: int, coverage: Sequence[float]) -> list[dict[str, Any]]:
-    """One answer a row. Numbers stay NumPy scalars, so that a float32 is written with the digits it has."""
-    columns = zip(
-        prediction.mean[:, target],
-        prediction.std[:, target],
-        prediction.epistemic_std[:, target],
-        strict=True,
-    )
-    rows: list[dict[str, Any]] = [{"mean": mean, "std": std, "epistemic_std": epistemic} for mean, std, epistemic in columns]
-    bounds = zip(rows, prediction.lower[:, target], prediction.upper[:, target], strict=True)
-    for row, lower, upper in bounds:
-        row["intervals"] = [
-            {"coverage": c, "lower": low, "upper": high} for c, low, high in zip(coverage, lower, upper, strict=True)
-        ]
-    for name in ("quantiles", "cdf", "samples"):
-        values = getattr(prediction, name)
-        if values is not None:
-            for row, numbers in zip(rows, values[:, target], strict=True):
-                row[name] = np.ascontiguousarray(numbers)  # orjson writes no strided array
-    return rows
 
 
 def _document(body: bytes, features: Features) -> Any:

@@ -1,4 +1,4 @@
-"""Tables for bulk scoring: CSV and NDJSON bodies to arrays, predictions to a body of the same format.
+"""Tables for bulk scoring: CSV, NDJSON and Arrow bodies to arrays, predictions to a body of the same format.
 
 What JSON says beside the rows (coverage, quantiles ...) stands in the query of the URL.
 """
@@ -16,7 +16,7 @@ import orjson
 
 from models.manifest import Column
 from service.codecs.features import Features, UnknownCategory, Values, nearest, read_column, read_instances
-from service.codecs.rows import OPTIONS, Limits, RowsRequest, predictions, understood
+from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
 from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
@@ -32,8 +32,10 @@ class Format:
 
     count: Callable[[bytes, Features], tuple[int, Callable[[], Rows]]]
     """`count(body, features)`: how many rows it has, and what reads them."""
-    write: Callable[[Prediction, RowsRequest, Sequence[str]], bytes]
+    write: Callable[[Prediction, RowsRequest, tuple[str, ...]], bytes]
     """`write(prediction, request, targets)`."""
+    dense: bool = False
+    """Whether a small body may hold many rows."""
 
 
 def read_table(
@@ -57,6 +59,8 @@ def read_table(
 
 def refuse_options(query: bytes) -> None:
     """Raise InvalidRequestError where a query has an option, though the body is JSON and has a place of its own for it."""
+    if not query:
+        return
     misplaced = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name in OPTIONS]
     if misplaced:
         raise InvalidRequestError(f"{misplaced[0]!r} stands in the query, which tables have; a JSON request has it in its body")
@@ -109,12 +113,17 @@ def _header(lines: list[list[str]], features: Features) -> tuple[list[str], int]
                 f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
             )
         return list(features.names), 0
-    for name in first:
+    check_names(first, features)
+    return first, 1
+
+
+def check_names(names: Sequence[str], features: Features) -> None:
+    """Raise InvalidRequestError unless the names of columns are features, each at most once."""
+    for name in names:
         if name not in features.positions:
             raise InvalidRequestError(f"column {name[:100]!r} is no feature of this model{nearest(name, features.names)}")
-        if first.count(name) > 1:
+        if names.count(name) > 1:
             raise InvalidRequestError(f"column {name!r} stands twice in the header")
-    return first, 1
 
 
 def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> Rows:
@@ -132,9 +141,14 @@ def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> 
         column = features.columns[position]
         values: list[Any] = [_cell(cell.strip(), column) for cell in cells]
         x[:, position] = read_column(values, position, features, unknown, problems)
-    places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
-    problems += [Problem("is infinite; give a finite number", row=row, feature=features.names[at]) for row, at in places]
+    problems += infinite(x, features)
     return x, unknown, sorted(problems, key=lambda problem: problem.row or 0)
+
+
+def infinite(x: Values, features: Features) -> list[Problem]:
+    """Where x [rows, features] is infinite, which CSV and Arrow can say and JSON cannot."""
+    places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
+    return [Problem("is infinite; give a finite number", row=row, feature=features.names[at]) for row, at in places]
 
 
 def _cell(text: str, column: Column) -> Any:
@@ -149,9 +163,9 @@ def _cell(text: str, column: Column) -> Any:
         return text
 
 
-def _write_csv(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
     check_finite(prediction, targets)
-    names, columns = zip(*_columns(prediction, request, targets), strict=True)
+    names, columns = zip(*answer_columns(prediction, request, targets), strict=True)
     texts = [column.astype(str).tolist() for column in columns]
     if request.warnings:
         names = (*names, "warnings")
@@ -163,7 +177,7 @@ def _write_csv(prediction: Prediction, request: RowsRequest, targets: Sequence[s
     return stream.getvalue().encode()
 
 
-def _columns(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def answer_columns(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Names and values of the answer's columns, as `python -m training predict` names them."""
     question = request.question
     for number, target in enumerate(targets):
@@ -194,15 +208,30 @@ def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Ro
     return len(instances), lambda: read_instances(instances, features)
 
 
-def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
     check_finite(prediction, targets)
-    rows = predictions(prediction, request.warnings, coverage=request.question.coverage, targets=targets)
-    return b"".join(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE) for row in rows)
+    numbers = row_numbers(prediction, coverage=request.question.coverage, targets=targets)
+    return row_texts(numbers, request.warnings, between=b"\n") + b"\n" * bool(numbers.texts)
+
+
+def _count_arrow(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
+    try:
+        from service.codecs import arrow
+    except ImportError:
+        raise InvalidRequestError("this service reads no Arrow until it has pyarrow: pip install 'errorbar[arrow]'") from None
+    return arrow.count(body, features)
+
+
+def _write_arrow(prediction: Prediction, request: RowsRequest, targets: Sequence[str]) -> bytes:
+    from service.codecs import arrow
+
+    return arrow.write(prediction, request, targets)
 
 
 FORMATS: dict[bytes, Format] = {
     b"text/csv": Format(_count_csv, _write_csv),
     b"application/x-ndjson": Format(_count_ndjson, _write_ndjson),
     b"application/jsonl": Format(_count_ndjson, _write_ndjson),
+    b"application/vnd.apache.arrow.stream": Format(_count_arrow, _write_arrow, dense=True),
 }
 """By media type. Everything else is taken for JSON."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.features import json_type, nearest
+from service.codecs.features import json_type, nearest, numbers
 from service.errors import InvalidRequestError
 
 Values = NDArray[np.float64]
@@ -90,8 +90,8 @@ def raw_numbers(piece: bytes, datatype: str, shape: Sequence[int], what: str) ->
         )
     if datatype == "BOOL":
         return np.not_equal(np.frombuffer(piece, dtype=np.uint8), 0).astype(np.float64)
-    numbers: Values = np.frombuffer(piece, dtype=dtype).astype(np.float64)
-    return numbers
+    values: Values = np.frombuffer(piece, dtype=dtype).astype(np.float64)
+    return values
 
 
 def parameters(given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -182,7 +182,9 @@ def _numbers(data: list[Any], datatype: str, what: str) -> Values:
         place = next(place for place, value in enumerate(data) if type(value) in wrong)
         kind = "true or false" if datatype == "BOOL" else "a number"
         raise InvalidRequestError(f"value {place} of {what} is {json_type(data[place])}; {datatype} is {kind}")
-    values = np.array(data, dtype=np.float64)  # None becomes NaN
+    values = numbers(data)
+    if datatype == "FP64":
+        return values  # JSON has no number beyond it
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             values = values.astype(dtype).astype(np.float64)

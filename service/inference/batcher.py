@@ -1,9 +1,9 @@
 """Shares runs of a model among requests.
 
-All requests that become ready in the same turn of the event loop share one run; there is no timer, so nothing waits when
-the service is idle. Small runs happen on the event loop itself, larger ones in a thread, one at a time; whatever queues up
-meanwhile shares the next one. Requests are checked in full before they come here, so a shared run can only fail as a
-whole; should it fail, its requests are run one by one.
+Requests that are ready at the same time share one run. There is no timer: a run begins when a turn of the event loop has
+brought no further request, so nothing waits when the service is idle. Small runs happen on the event loop itself, larger ones
+in a thread, one at a time; whatever queues up meanwhile shares the next one. Requests are checked in full before they come
+here, so a shared run can only fail as a whole; should it fail, its requests are run one by one.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,27 +30,61 @@ Run = Callable[[Values, Values, Sequence[str]], Arrays]
 """`run(x [n, features], coverage [k], outputs)` -> output name -> array with n rows."""
 
 
+class Part:
+    """The rows of one call, among those of the run that they were in."""
+
+    __slots__ = ("end", "run", "shared", "start")
+
+    def __init__(self, run: Arrays, start: int, end: int, shared: dict[str, Any]):
+        self.run = run
+        """The outputs of all rows."""
+        self.start = start
+        self.end = end
+        self.shared = shared
+        """What the calls of a run make of all rows for one another, by whatever name they agree upon."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The outputs of the call's own rows."""
+        return {name: array[self.start : self.end] for name, array in self.run.items()}
+
+
+Done = Callable[[Part | Exception], None]
+
+_MOST_TURNS = 4
+"""Of the event loop, for which a run waits while each brings more requests."""
+
+
 @dataclass(frozen=True)
 class RunLimits:
-    """Sizes in rows: of a run on the event loop, of any run, of the queue; and the longest wait in seconds."""
+    """Seconds of a run on the event loop; rows of any run and of the queue; and the longest wait in seconds."""
 
-    inline_rows: int
+    inline_seconds: float
     run_rows: int
     queued_rows: int
     deadline_seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    x: Values
-    coverage: tuple[float, ...]
-    outputs: tuple[str, ...]
-    came: float
-    deadline: float
-    """Both on the event loop's clock."""
-    future: asyncio.Future[Arrays]
+class Call:
+    """Rows that wait for their outputs."""
 
-    def joins(self, other: "_Call") -> bool:
+    __slots__ = ("came", "coverage", "deadline", "done", "outputs", "over", "timer", "x")
+
+    def __init__(
+        self, x: Values, coverage: tuple[float, ...], outputs: tuple[str, ...], *, came: float, deadline: float, done: Done
+    ):
+        """came, deadline: on the event loop's clock."""
+        self.x = x
+        self.coverage = coverage
+        self.outputs = outputs
+        self.came = came
+        self.deadline = deadline
+        self.done = done
+        self.over = False
+        """Answered, refused or given up."""
+        self.timer: asyncio.TimerHandle | None = None
+
+    def joins(self, other: "Call") -> bool:
         """Whether both can be rows of one run."""
         return self.coverage == other.coverage and self.outputs == other.outputs
 
@@ -57,83 +92,132 @@ class _Call:
 class Batcher:
     """The runs of one model on one event loop."""
 
-    def __init__(self, run: Run, *, limits: RunLimits, metrics: ModelMetrics):
+    def __init__(self, run: Run, *, row_seconds: float, limits: RunLimits, metrics: ModelMetrics):
+        """row_seconds: what a row takes in a run of many."""
         self._run = run
         self._limits = limits
+        self._inline_rows = int(limits.inline_seconds / row_seconds)
         self._metrics = metrics
         self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
-        self._ready: list[_Call] = []  # came in this turn of the event loop
-        self._queue: list[_Call] = []  # waits for the thread
+        self._ready: list[Call] = []  # came in these turns of the event loop
+        self._seen = 0  # so many of them before this turn
+        self._turns = 0
+        self._queue: list[Call] = []  # waits for the thread
         self._worker: asyncio.Task[None] | None = None
         self.queued_rows = 0
         """Rows that have neither been answered nor given up."""
 
     async def outputs(
         self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
-    ) -> Arrays:
-        """The model's `outputs` on x [n, features]. timeout_seconds: a deadline before that of the limits.
+    ) -> Part:
+        """The model's `outputs` on x [n, features]. Raises what `submit` gives or raises."""
+        future: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
 
-        Raises OverloadedError when too many rows wait, DeadlineError after too long.
+        def done(result: Part | Exception) -> None:
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        call = self.submit(x, coverage=coverage, outputs=outputs, done=done, timeout_seconds=timeout_seconds)
+        try:
+            return await future
+        finally:
+            self._end(call)  # where the caller has gone meanwhile
+
+    def submit(
+        self,
+        x: Values,
+        *,
+        coverage: tuple[float, ...],
+        outputs: tuple[str, ...],
+        done: Done,
+        timeout_seconds: float | None = None,
+    ) -> Call:
+        """Let `done` have the model's `outputs` on x [n, features], or a DeadlineError, or why the run failed.
+
+        It is called once, on the event loop, in a later turn of it. timeout_seconds: a deadline before that of the limits.
+        Raises OverloadedError when too many rows wait.
         """
         rows = len(x)
+        self.check_room(rows)
+        loop = asyncio.get_running_loop()
+        if not self._ready:
+            self._seen = self._turns = 0
+            loop.call_soon(self._flush)
+        longest = self._limits.deadline_seconds
+        now = loop.time()
+        deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
+        call = Call(x, coverage, outputs, came=now, deadline=deadline, done=done)
+        self._ready.append(call)
+        self.queued_rows += rows
+        return call
+
+    def check_room(self, rows: int = 1) -> None:
+        """Raise OverloadedError when so many rows more would be too many. Before a body is read it costs least to refuse it."""
         if self.queued_rows + rows > self._limits.queued_rows:
             raise OverloadedError(
                 f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
                 "(setting max_queued_rows); try again later"
             )
-        loop = asyncio.get_running_loop()
-        if not self._ready:
-            loop.call_soon(self._flush)
-        longest = self._limits.deadline_seconds
-        now = loop.time()
-        deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
-        call = _Call(x, coverage, outputs, now, deadline, loop.create_future())
-        self._ready.append(call)
-        self.queued_rows += rows
-        try:
-            return await call.future
-        finally:
-            self.queued_rows -= rows
 
     def _flush(self) -> None:
-        """Run what is small now; queue what is large."""
+        """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
+        came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
+        if came and self._turns <= _MOST_TURNS and len(self._ready) < self._inline_rows:
+            asyncio.get_running_loop().call_soon(self._flush)
+            return
         ready, self._ready = self._ready, []
-        small = [call for call in ready if len(call.x) <= self._limits.inline_rows]
+        small = [call for call in ready if len(call.x) <= self._inline_rows]
         if len(small) < len(ready):
-            self._enqueue([call for call in ready if len(call.x) > self._limits.inline_rows])
+            self._enqueue([call for call in ready if len(call.x) > self._inline_rows])
         while small:
-            calls, small = _shared(small, rows=self._limits.inline_rows)
+            calls, small = _shared(small, rows=self._inline_rows)
             calls = self._starting(calls)
             if calls:
                 self._answer(calls, self._attempt(calls))
         if self._queue and self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
 
-    def _enqueue(self, calls: list[_Call]) -> None:
+    def _enqueue(self, calls: list[Call]) -> None:
         """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
         self._queue += calls
+        loop = asyncio.get_running_loop()
         for call in calls:
-            timer = call.future.get_loop().call_at(call.deadline, self._expire, call)
-            call.future.add_done_callback(partial(_cancel, timer))
+            call.timer = loop.call_at(call.deadline, self._expire, call)
 
-    def _expire(self, call: _Call) -> None:
-        if call in self._queue and not call.future.done():
+    def _expire(self, call: Call) -> None:
+        if call in self._queue:
             self._queue.remove(call)
-            call.future.set_exception(DeadlineError(_TOO_LATE))
+            self._end(call, DeadlineError(_TOO_LATE))
 
-    def _starting(self, calls: list[_Call]) -> list[_Call]:
+    def _starting(self, calls: list[Call]) -> list[Call]:
         """The calls whose caller waits; those past their deadline are refused here."""
-        now = calls[0].future.get_loop().time()
+        now = asyncio.get_running_loop().time()
         wanted = []
         for call in calls:
-            if call.future.done():
+            if call.over:
                 continue
             if now > call.deadline:
-                call.future.set_exception(DeadlineError(_TOO_LATE))
+                self._end(call, DeadlineError(_TOO_LATE))
             else:
                 self._metrics.queue.observe(now - call.came)
                 wanted.append(call)
         return wanted
+
+    def _end(self, call: Call, result: Part | Exception | None = None) -> None:
+        """Nothing more happens to a call. result: what its caller hears; None where there is no caller any more."""
+        if call.over:
+            return
+        call.over = True
+        self.queued_rows -= len(call.x)
+        if call.timer is not None:
+            call.timer.cancel()
+        if result is not None:
+            try:
+                call.done(result)
+            except Exception:  # the others of its run wait
+                logger.exception("handing over an answer failed: this is a bug")
 
     async def _work(self) -> None:
         """Run the queue in a thread until it is empty."""
@@ -146,7 +230,7 @@ class Batcher:
         finally:
             self._worker = None
 
-    def _attempt(self, calls: list[_Call]) -> list[Arrays | Exception]:
+    def _attempt(self, calls: list[Call]) -> list[Part | Exception]:
         """The outputs of each call, or why there are none."""
         try:
             return self._outputs(calls)
@@ -155,7 +239,7 @@ class Batcher:
                 return [error]
             return [result for call in calls for result in self._attempt([call])]
 
-    def _outputs(self, calls: list[_Call]) -> list[Arrays | Exception]:
+    def _outputs(self, calls: list[Call]) -> list[Part | Exception]:
         first = calls[0]
         coverage = np.array(first.coverage, dtype=np.float64)
         x = first.x if len(calls) == 1 else np.concatenate([call.x for call in calls])
@@ -168,12 +252,9 @@ class Batcher:
                 for start in range(0, len(x), step)
             ]
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in first.outputs}
-        if len(calls) == 1:
-            return [arrays]
-        ends = np.cumsum([len(call.x) for call in calls]).tolist()
-        return [
-            {name: array[start:end] for name, array in arrays.items()} for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        ends = list(accumulate(len(call.x) for call in calls))
+        shared: dict[str, Any] = {}
+        return [Part(arrays, start, end, shared) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _timed_run(self, x: Values, coverage: Values, outputs: Sequence[str], *, requests: int) -> Arrays:
         start = time.perf_counter()
@@ -181,14 +262,9 @@ class Batcher:
         self._ran.append((arrays, len(x), requests, time.perf_counter() - start))
         return arrays
 
-    def _answer(self, calls: Iterable[_Call], results: Iterable[Arrays | Exception]) -> None:
+    def _answer(self, calls: Iterable[Call], results: Iterable[Part | Exception]) -> None:
         for call, result in zip(calls, results, strict=True):
-            if call.future.done():  # its caller has gone meanwhile
-                continue
-            if isinstance(result, Exception):
-                call.future.set_exception(result)
-            else:
-                call.future.set_result(result)
+            self._end(call, result)
         try:
             while self._ran:
                 arrays, rows, requests, seconds = self._ran.pop()
@@ -197,11 +273,7 @@ class Batcher:
             logger.exception("counting a run failed: this is a bug")
 
 
-def _cancel(timer: asyncio.TimerHandle, _: asyncio.Future[Arrays]) -> None:
-    timer.cancel()
-
-
-def _shared(calls: list[_Call], *, rows: int) -> tuple[list[_Call], list[_Call]]:
+def _shared(calls: list[Call], *, rows: int) -> tuple[list[Call], list[Call]]:
     """The first call with those that can share its run, up to `rows` rows in all; and the others, in order."""
     first = calls[0]
     if len(calls) == 1:

@@ -1,5 +1,6 @@
 """A version of a model that is ready to answer."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +12,12 @@ from models.artifact import OUTPUTS, Arrays, check_golden, digest_of, read_model
 from models.manifest import Manifest
 from service.codecs.features import Features, features_of
 from service.inference.batcher import Batcher, RunLimits
-from service.inference.predictions import CalibratedTargets, Prediction, Question, calibrated_targets, check_support, predict
+from service.inference.predictions import CalibratedTargets, calibrated_targets
 from service.inference.session import Device, Session
 from service.metrics import ModelMetrics
 
-_WARM_UP_ROWS = (1, 2, 64)
-"""ONNX Runtime plans its memory by input shape, so the first run of a size is slower than the next."""
+_WARM_UP_ROWS = (1, 2, 64, 64)
+"""ONNX Runtime plans its memory by input shape, so the first run of a size is slower than the next. The last one is timed."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,6 @@ class ServedModel:
     loaded: str
     """ISO 8601, UTC."""
 
-    async def answer(self, question: Question) -> Prediction:
-        """The prediction that `question` asks for. Raises the errors of service/errors.py."""
-        return predict(question, await self.outputs(question, question.outputs), self.targets)
-
-    async def outputs(self, question: Question, names: tuple[str, ...], *, timeout_seconds: float | None = None) -> Arrays:
-        """The graph's outputs of these names on the rows of `question`. Raises the errors of service/errors.py."""
-        check_support(question, self.targets)
-        return await self.batcher.outputs(
-            question.x, coverage=question.coverage, outputs=names, timeout_seconds=timeout_seconds
-        )
-
 
 def load_model(path: Path, *, name: str, version: int, device: Device, limits: RunLimits) -> ServedModel:
     """The model of a file, once it has repeated its golden rows on `device`.
@@ -63,7 +53,9 @@ def load_model(path: Path, *, name: str, version: int, device: Device, limits: R
     check_golden(manifest, run_all, where=str(path))
     coverage = np.array([manifest.default_coverage])
     for rows in _WARM_UP_ROWS:
+        start = time.perf_counter()
         warm = run_all(np.zeros((rows, len(manifest.columns))), coverage)
+        row_seconds = (time.perf_counter() - start) / rows
     metrics = ModelMetrics(manifest.targets)
     return ServedModel(
         name=name,
@@ -71,7 +63,12 @@ def load_model(path: Path, *, name: str, version: int, device: Device, limits: R
         manifest=manifest,
         features=features_of(manifest.columns),
         targets=calibrated_targets(manifest),
-        batcher=Batcher(lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs), limits=limits, metrics=metrics),
+        batcher=Batcher(
+            lambda x, c, outputs: session.run({"x": x, "coverage": c}, outputs),
+            row_seconds=row_seconds,
+            limits=limits,
+            metrics=metrics,
+        ),
         metrics=metrics,
         device=device,
         sha256=digest_of(data),

@@ -31,9 +31,11 @@ Values = NDArray[np.float64]
 _MOMENTS = ("mean", "std", "epistemic_std")
 _INTERVALS = ("lower", "upper")
 _DISTRIBUTION = ("location", "scale")
+_OUTPUTS = _MOMENTS + _INTERVALS
+_ALL_OUTPUTS = _OUTPUTS + _DISTRIBUTION
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Question:
     """What a request asks about the rows x [n, features]."""
 
@@ -45,13 +47,17 @@ class Question:
     seed: int | None = None
 
     @property
+    def of_the_calibration(self) -> bool:
+        """Whether the answer takes more than the graph's own outputs: the calibration residuals."""
+        return bool(self.quantiles or self.thresholds or self.samples)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The graph's outputs that the answer needs."""
-        distribution = _DISTRIBUTION if self.quantiles or self.thresholds or self.samples else ()
-        return _MOMENTS + _INTERVALS + distribution
+        return _ALL_OUTPUTS if self.of_the_calibration else _OUTPUTS
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prediction:
     """The answer: moments [n, targets], the others [n, targets, how many were asked] or None where not asked."""
 
@@ -74,6 +80,7 @@ class CalibratedTargets:
     interval: IntervalKind
     residuals: tuple[Values, ...]
     """By group, each [targets, rows]; the first is of all rows."""
+    residual_rows: tuple[int, ...]
     group_column: str | None
     group_feature: int | None
     group_codes: tuple[float, ...]
@@ -84,11 +91,13 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
     """The part of `manifest` that answers are made of."""
     calibration = manifest.calibration
     column = calibration.group_column
+    residuals = tuple(manifest.residuals(group) for group in range(len(calibration.groups)))
     return CalibratedTargets(
         names=tuple(manifest.target_names),
         transforms=tuple(TRANSFORMS[target.transform] for target in manifest.targets),
         interval=calibration.interval,
-        residuals=tuple(manifest.residuals(group) for group in range(len(calibration.groups))),
+        residuals=residuals,
+        residual_rows=tuple(array.shape[1] for array in residuals),
         group_column=column,
         group_feature=None if column is None else manifest.feature_names.index(column),
         group_codes=tuple(float(group.code) for group in calibration.groups[1:] if group.code is not None),
@@ -98,13 +107,7 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
 
 def check_support(question: Question, targets: CalibratedTargets) -> None:
     """Raise InvalidRequestError where some row's calibration rows are too few for a coverage or a probability asked for."""
-    wanted = [(c, "coverage") for c in question.coverage] + [(p, "quantile") for p in question.quantiles]
-    unsupported = {
-        group: sentences
-        for group, residuals in enumerate(targets.residuals)
-        if (sentences := [_lack(value, what, residuals.shape[1], targets.interval) for value, what in wanted])
-        and any(sentences)
-    }
+    unsupported = _lacks(question.coverage, question.quantiles, targets.residual_rows, targets.interval)
     if not unsupported:
         return
     if targets.group_feature is None:
@@ -124,7 +127,7 @@ def check_support(question: Question, targets: CalibratedTargets) -> None:
 def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> Prediction:
     """The answer to `question` from the graph's `outputs` on its rows."""
     moments = {name: outputs[name] for name in _MOMENTS + _INTERVALS}
-    if not (question.quantiles or question.thresholds or question.samples):
+    if not question.of_the_calibration:
         return Prediction(**moments)
     location, scale = (outputs[name].astype(np.float64) for name in _DISTRIBUTION)
     groups = _groups(question.x, targets)
@@ -160,7 +163,16 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
         raise refuse([Problem(f"the prediction of {targets[target]} {far}", row=row) for row, target in places])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
+def _lacks(
+    coverage: tuple[float, ...], quantiles: tuple[float, ...], rows: tuple[int, ...], interval: IntervalKind
+) -> dict[int, list[str | None]]:
+    """By number of a group that cannot give all of them: for each, what it lacks. rows: by group."""
+    wanted = [(c, "coverage") for c in coverage] + [(p, "quantile") for p in quantiles]
+    lacks = {group: [_lack(value, what, count, interval) for value, what in wanted] for group, count in enumerate(rows)}
+    return {group: sentences for group, sentences in lacks.items() if any(sentences)}
+
+
 def _lack(value: float, what: str, rows: int, interval: IntervalKind) -> str | None:
     """What `rows` calibration rows lack for a coverage or quantile, or None where they are enough."""
     if what == "coverage":

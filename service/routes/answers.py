@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope
+from starlette.types import Receive, Scope, Send
 
 from service.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, ServiceError, TooLargeError
 from service.state import state_of
@@ -23,29 +23,46 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
+JSON = b"application/json"
 LARGE_BYTES = 100_000
 LARGE_ROWS = 500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Content:
-    """What goes back with status 200."""
+    """What goes back."""
 
     body: bytes
-    media_type: bytes = b"application/json"
+    media_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    status: int = 200
+
+    @property
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those that tell of the body first."""
+        return [(b"content-type", self.media_type), (b"content-length", b"%d" % len(self.body)), *self.headers]
+
+
+async def send_content(content: Content, send: Send) -> None:
+    """Answer an ASGI request."""
+    await send({"type": "http.response.start", "status": content.status, "headers": content.all_headers})
+    await send({"type": "http.response.body", "body": content.body})
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of a lower-case name."""
-    return next((value for key, value in scope["headers"] if key == name), None)
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
 
 
-def error_answer(error: ServiceError, *, headers: Mapping[str, str] | None = None) -> Response:
-    """The response that tells of `error`."""
-    retry = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return json_answer(error.body(), status=error.status, headers={**(headers or {}), **retry})
+def error_content(error: ServiceError) -> Content:
+    """What tells of `error`."""
+    headers = tuple((name.lower().encode(), value.encode()) for name, value in error.headers.items())
+    return Content(orjson.dumps(error.body()), headers=headers, status=error.status)
 
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
@@ -116,7 +133,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
     state_of(request).metrics.rejected[error.reason] += 1
-    return error_answer(error)
+    return json_answer(error.body(), status=error.status, headers=error.headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

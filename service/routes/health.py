@@ -53,4 +53,4 @@ def _model_ready(request: Request) -> Response:
 
 
 def _not_ready(body: dict[str, Any]) -> Response:
-    return json_answer(body, status=UnavailableError.status, headers={"Retry-After": str(UnavailableError.retry_after)})
+    return json_answer(body, status=UnavailableError.status, headers=UnavailableError.headers)

@@ -1,81 +1,176 @@
 """The routes that answer predictions, reached without FastAPI's routing, which takes a third of a small request's time."""
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import MethodNotAllowedError, ServiceError
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
+from service.inference.predictions import check_support
 from service.metrics import OK
-from service.routes.answers import CLIENT_GONE, Content, error_answer
-from service.routes.infer import infer
-from service.routes.predict import invocations, predict
-from service.settings import Settings
+from service.routes.answers import CLIENT_GONE, LARGE_ROWS, Content, error_content, read_body, send_content
+from service.routes.infer import V2
+from service.routes.predict import INVOCATIONS, V1
+from service.routes.protocol import Asked, Protocol
 from service.state import ServiceState
 
-Respond = Callable[[Settings, ServedModel, Scope, Receive], Awaitable[Content]]
-
-ROUTES: tuple[tuple[re.Pattern[str], Respond], ...] = (
+ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
     (
         re.compile(r"/v1/models/(?P<name>[^/]+?)(?:/versions/(?P<version>[^/]+)|/labels/(?P<label>[^/]+))?:predict"),
-        predict,
+        V1,
     ),
-    (re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer"), infer),
-    (re.compile("/invocations"), invocations),
+    (re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer"), V2),
+    (re.compile("/invocations"), INVOCATIONS),
 )
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a path asks for, and the name, version and label that it tells; without a name it is the default model."""
+
+    protocol: Protocol
+    names: dict[str, str]
+
+
+class Predictions:
+    """Answers what is posted to the prediction paths."""
+
+    def __init__(self, state: ServiceState):
+        self._state = state
+        vertex = state.settings.vertex_predict_route
+        self._routes = ROUTES if vertex is None else ((re.compile(re.escape(vertex)), INVOCATIONS), *ROUTES)
+
+    def route(self, path: str) -> Route | None:
+        """What this path asks for; None where it is no prediction path."""
+        for pattern, protocol in self._routes:
+            found = pattern.fullmatch(path)
+            if found is not None:
+                return Route(protocol, found.groupdict())
+        return None
+
+    async def answer(self, route: Route, scope: Scope, receive: Receive) -> Content:
+        """The prediction that a request asks for, or what refuses it. What takes long is done in threads."""
+        work = _Work(self._state, route.protocol, scope)
+        result: Content | Exception = RuntimeError("the request was cancelled")
+        try:
+            model = work.find_model(route.names)
+            body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
+            long = route.protocol.takes_long(scope, body)
+            asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
+            question, seconds = asked.question, asked.timeout_seconds
+            part = await model.batcher.outputs(
+                question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
+            )
+            large = len(question.x) > LARGE_ROWS
+            result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
+        except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
+            result = error
+        finally:
+            result = work.end(result)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def begin(self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]) -> None:
+        """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon."""
+        work = _Work(self._state, route.protocol, scope)
+
+        def ran(result: Part | Exception) -> None:
+            if isinstance(result, Exception):
+                end(work.end(result))
+                return
+            try:
+                content: Content | Exception = work.write(model, asked, result)
+            except Exception as error:  # noqa: BLE001 - the caller tells of it
+                content = error
+            end(work.end(content))
+
+        try:
+            model = work.find_model(route.names)
+            asked = work.read(model, body)
+            question, seconds = asked.question, asked.timeout_seconds
+            model.batcher.submit(
+                question.x, coverage=question.coverage, outputs=asked.outputs, done=ran, timeout_seconds=seconds
+            )
+        except Exception as error:  # noqa: BLE001 - the caller tells of it
+            end(work.end(error))
+
+
+class _Work:
+    """What one request needs on its way, and what is counted of it."""
+
+    def __init__(self, state: ServiceState, protocol: Protocol, scope: Scope):
+        self._state = state
+        self._protocol = protocol
+        self._scope = scope
+        self._model: ServedModel | None = None
+        self._asked: Asked[Any] | None = None
+        self._started = time.perf_counter()
+        self._read_seconds = self._write_seconds = 0.0
+        state.metrics.in_flight += 1
+
+    def find_model(self, names: Mapping[str, str]) -> ServedModel:
+        method = self._scope["method"]
+        if method != "POST":
+            raise MethodNotAllowedError(f"{method} is not allowed here; use POST", headers={"Allow": "POST"})
+        self._model = model = self._state.repository.model(**names) if names else self._state.default_model()
+        model.batcher.check_room()
+        return model
+
+    def read(self, model: ServedModel, body: bytes) -> Asked[Any]:
+        started = time.perf_counter()
+        self._asked = asked = self._protocol.read(self._state.settings, model, self._scope, body)
+        check_support(asked.question, model.targets)
+        self._read_seconds = time.perf_counter() - started
+        return asked
+
+    def write(self, model: ServedModel, asked: Asked[Any], part: Part) -> Content:
+        started = time.perf_counter()
+        content = self._protocol.write(model, self._scope, asked, part)
+        self._write_seconds = time.perf_counter() - started
+        return content
+
+    def end(self, result: Content | Exception) -> Content | Exception:
+        """What the client gets: `result`, or what tells of it where it is an error of the request's. A bug stays what it is."""
+        metrics, outcome = self._state.metrics, OK
+        metrics.in_flight -= 1
+        if isinstance(result, ServiceError):
+            outcome = result.reason
+            metrics.rejected[outcome] += 1
+            result = error_content(result)
+        elif isinstance(result, ClientDisconnect):
+            outcome = "client_gone"
+            result = Content(b"", status=CLIENT_GONE)
+        elif isinstance(result, Exception):
+            outcome = "bug"
+        if self._model is not None:
+            counted = self._model.metrics
+            counted.finished(outcome, time.perf_counter() - self._started)
+            counted.seconds["read"] += self._read_seconds
+            counted.seconds["write"] += self._write_seconds
+            if self._asked is not None:
+                counted.unusual_rows += self._asked.unusual_rows
+        return result
 
 
 class HotRoutes:
     """ASGI middleware that answers the prediction paths itself."""
 
-    def __init__(self, app: ASGIApp, *, state: ServiceState):
+    def __init__(self, app: ASGIApp, *, predictions: Predictions):
         self._app = app
-        self._state = state
-        vertex = state.settings.vertex_predict_route
-        self._routes = ROUTES if vertex is None else ((re.compile(re.escape(vertex)), invocations), *ROUTES)
+        self._predictions = predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http":
-            for pattern, respond in self._routes:
-                path = pattern.fullmatch(scope["path"])
-                if path is not None:
-                    await self._respond(respond, path.groupdict(), scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
-
-    async def _respond(self, respond: Respond, names: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        metrics, model = self._state.metrics, None
-        metrics.in_flight += 1
-        outcome = "bug"
-        try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowedError(f"{scope['method']} is not allowed here; use POST")
-            model = self._state.repository.model(**names) if names else self._state.default_model()
-            content = await respond(self._state.settings, model, scope, receive)
-            outcome = OK
-        except ServiceError as error:
-            outcome = error.reason
-            metrics.rejected[outcome] += 1
-            allow = {"Allow": "POST"} if isinstance(error, MethodNotAllowedError) else None
-            await error_answer(error, headers=allow)(scope, receive, send)
-        except ClientDisconnect:
-            outcome = "client_gone"
-            await Response(status_code=CLIENT_GONE)(scope, receive, send)
-        finally:
-            metrics.in_flight -= 1
-            if model is not None:
-                model.metrics.finished(outcome, time.perf_counter() - started)
-        if outcome == OK:
-            headers = [
-                (b"content-type", content.media_type),
-                (b"content-length", b"%d" % len(content.body)),
-                *content.headers,
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": content.body})
+        route = self._predictions.route(scope["path"]) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+        else:
+            await send_content(await self._predictions.answer(route, scope, receive), send)

@@ -1,92 +1,81 @@
 """V1 predictions: rows in, readable predictions out."""
 
-import asyncio
-import time
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
-from service.codecs.rows import Limits, RowsRequest, answer, read_request
+from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, read_table, refuse_options
+from service.inference.batcher import Part
 from service.inference.model import ServedModel
-from service.inference.predictions import Prediction
-from service.routes.answers import LARGE_BYTES, LARGE_ROWS, Content, header, read_body
+from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
+from service.routes.answers import JSON, LARGE_BYTES, Content, header
+from service.routes.protocol import Asked, Protocol
 from service.settings import Settings
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
-_JSON = b"application/json"
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class _Reading(TypedDict):
-    targets: int
-    default_coverage: float
-    limits: Limits
+def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, bytes], Asked[RowsRequest]]:
+    def read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
+        targets, coverage = len(model.targets.names), model.manifest.default_coverage
+        limits = Limits(rows=settings.max_rows, answer_values=settings.max_answer_values)
+        form = FORMATS.get(_media_type(scope))
+        if form is None:
+            refuse_options(scope["query_string"])
+            request = read_request(
+                body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
+            )
+        else:
+            query = scope["query_string"]
+            request = read_table(body, query, form, model.features, targets=targets, default_coverage=coverage, limits=limits)
+        return Asked(request.question, request.question.outputs, request, unusual_rows=len(request.warnings))
+
+    return read
 
 
-async def predict(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
-    """The answer to a V1 request, in the format of its body. Raises ServiceError, ClientDisconnect."""
-    return await _predict(settings, model, scope, receive, rewrite=None)
-
-
-async def invocations(settings: Settings, model: ServedModel, scope: Scope, receive: Receive) -> Content:
-    """As `predict`, for the forms in which cloud containers and MLflow's clients send rows."""
-    return await _predict(settings, model, scope, receive, rewrite=as_v1)
-
-
-async def _predict(
-    settings: Settings, model: ServedModel, scope: Scope, receive: Receive, *, rewrite: Rewrite | None
-) -> Content:
-    body = await read_body(scope, receive, limit=settings.max_body_bytes)
+def _write(model: ServedModel, scope: Scope, asked: Asked[RowsRequest], part: Part) -> Content:
+    request, question, targets = asked.request, asked.question, model.targets
     media_type = _media_type(scope)
-    read, write = _reader(settings, model, scope, body, media_type, rewrite), _writer(model, media_type)
-    started = time.perf_counter()
-    asked = read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
-    model.metrics.seconds["read"] += time.perf_counter() - started
-    model.metrics.unusual_rows += len(asked.warnings)
-    prediction = await model.answer(asked.question)
-    started = time.perf_counter()
-    large = len(asked.question.x) > LARGE_ROWS
-    written = await asyncio.to_thread(write, prediction, asked) if large else write(prediction, asked)
-    model.metrics.seconds["write"] += time.perf_counter() - started
-    return Content(written, media_type)
+    form = FORMATS.get(media_type)
+    if form is not None:
+        return Content(form.write(predict(question, part.arrays, targets), request, targets.names), media_type)
+    numbers = _numbers(question, part, targets)
+    if b"null" in numbers.texts:
+        check_finite(predict(question, part.arrays, targets), targets.names)
+    return Content(answer(numbers, request.warnings, model={"name": model.name, "version": str(model.version)}))
+
+
+def _numbers(question: Question, part: Part, targets: CalibratedTargets) -> RowNumbers:
+    """The numbers of the answer. Where they are the graph's own, those of the whole run are written at once."""
+    if question.of_the_calibration:
+        return row_numbers(predict(question, part.arrays, targets), coverage=question.coverage, targets=targets.names)
+    whole: RowNumbers | None = part.shared.get(V1.name)
+    if whole is None:
+        prediction = predict(question, part.run, targets)
+        whole = part.shared[V1.name] = row_numbers(prediction, coverage=question.coverage, targets=targets.names)
+    return whole.of(part.start, part.end)
 
 
 def _media_type(scope: Scope) -> bytes:
+    """Of the body and of the answer."""
     given = header(scope, b"content-type")
-    if given is None:
-        return _JSON
+    if given is None or given == JSON:
+        return JSON
     base = given.partition(b";")[0].strip().lower()
-    return base if base in FORMATS else _JSON  # clients send JSON under all kinds of names
+    return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
 
 
-def _reader(
-    settings: Settings, model: ServedModel, scope: Scope, body: bytes, media_type: bytes, rewrite: Rewrite | None
-) -> Callable[[], RowsRequest]:
-    what: _Reading = {
-        "targets": len(model.targets.names),
-        "default_coverage": model.manifest.default_coverage,
-        "limits": Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
-    }
-    form = FORMATS.get(media_type)
-    if form is None:
-        refuse_options(scope["query_string"])
-        return lambda: read_request(body, model.features, rewrite=rewrite, **what)
-    return lambda: read_table(body, scope["query_string"], form, model.features, **what)
+def _takes_long(scope: Scope, body: bytes) -> bool:
+    form = FORMATS.get(_media_type(scope))
+    return len(body) > LARGE_BYTES or (form is not None and form.dense)
 
 
-def _writer(model: ServedModel, media_type: bytes) -> Callable[[Prediction, RowsRequest], bytes]:
-    form = FORMATS.get(media_type)
-    if form is not None:
-        return lambda prediction, asked: form.write(prediction, asked, model.targets.names)
-    return lambda prediction, asked: answer(
-        prediction,
-        asked.warnings,
-        coverage=asked.question.coverage,
-        targets=model.targets.names,
-        model={"name": model.name, "version": str(model.version)},
-    )
+V1 = Protocol("predict", _reader(None), _write, _takes_long)
+INVOCATIONS = Protocol("invocations", _reader(as_v1), _write, _takes_long)
+"""As V1, for the forms in which cloud containers and MLflow's clients send rows."""

@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 
 from service.client import AsyncClient, Client, ErrorbarError
+from service.security import add_key
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
 
 pytestmark = pytest.mark.anyio
 
 
-def async_client(service):
-    return AsyncClient("http://test", transport=httpx.ASGITransport(service.app))
+def async_client(service, **options):
+    return AsyncClient("http://test", transport=httpx.ASGITransport(service.app), **options)
 
 
-def answering(status, content, **headers):
+def answering(status, content, *, key=None):
     """A sync client whose server always gives this answer, and the requests it saw."""
     seen = []
 
     def answer(request):
         seen.append(request)
-        return httpx.Response(status, content=content, headers=headers)
+        return httpx.Response(status, content=content)
 
-    return Client("http://test", transport=httpx.MockTransport(answer)), seen
+    return Client("http://test", key=key, transport=httpx.MockTransport(answer)), seen
 
 
 async def test_predictions_come_as_the_server_sends_them(repository):
@@ -85,6 +86,35 @@ async def test_waiting_ends_when_the_first_model_comes(tmp_path):
         write_formula_model(tmp_path / "m" / "1" / "model.onnx")
         await service.state.repository.rescan()
         await waiting
+
+
+async def test_a_service_with_keys_answers_the_client_that_has_one(repository, tmp_path):
+    key = add_key(tmp_path / "keys.json", name="user", scopes=frozenset(["predict"]))
+    async with running(repository, keys=tmp_path / "keys.json") as service:
+        async with async_client(service, key=f"{key}\n") as client:  # as a file of one line holds it
+            assert len((await client.predict("m", [[1, 2]]))["predictions"]) == 1
+            assert [model["name"] for model in await client.models()] == ["m"]
+        for wrong, sentence in ((None, "send the header 'Authorization: Bearer <key>'"), ("eb_wrong", "this key is not known")):
+            async with async_client(service, key=wrong) as client:
+                assert await client.ready()  # health needs no key
+                with pytest.raises(ErrorbarError, match=sentence) as caught:
+                    await client.predict("m", [[1, 2]])
+                assert caught.value.status == 401
+
+
+def test_the_sync_client_sends_its_key_too():
+    client, seen = answering(403, b'{"error": "key ci lacks the scope"}', key="eb_ci")
+    with pytest.raises(ErrorbarError, match="key ci lacks the scope") as caught:
+        client.predict("m", [])
+    assert caught.value.status == 403
+    assert seen[0].headers["authorization"] == "Bearer eb_ci"
+
+
+@pytest.mark.parametrize("key", ["", " ", "eb_one\neb_two"])
+def test_what_is_no_key_is_refused_unseen(key):
+    with pytest.raises(ValueError, match="a key is one word") as caught:
+        Client("http://test", key=key)
+    assert "eb_" not in str(caught.value)
 
 
 def test_version_and_label_choose_the_path():

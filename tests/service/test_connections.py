@@ -168,3 +168,116 @@ def test_a_client_that_does_not_read_is_dropped(service):
                 client.sendall(HEAD % len(many) + b"\r\n" + many)
         until(lambda: rejected(service, "unread") > before)
     serves(service)
+
+
+def answers(client, count):
+    """So many answers of the service: status, headers and body of each."""
+    received, found = b"", []
+    while len(found) < count:
+        while b"\r\n\r\n" not in received:
+            received += client.recv(65536) or pytest.fail("the connection was closed")
+        head, _, received = received.partition(b"\r\n\r\n")
+        status, *lines = head.split(b"\r\n")
+        headers = dict(line.split(b": ", 1) for line in lines)
+        length = int(headers[b"content-length"])
+        while len(received) < length:
+            received += client.recv(65536)
+        body, received = received[:length], received[length:]
+        found.append((int(status.split()[1]), headers, body))
+    assert not received
+    return found
+
+
+def post(body, *headers, version=b"1.1"):
+    lines = [b"POST /v1/models/m:predict HTTP/" + version, b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])
+
+
+def test_requests_that_come_together_are_answered_in_their_order(service):
+    rows = [b'{"instances": [[%d, 2]]}' % number for number in range(6)]
+    get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    together = post(rows[0]) + post(rows[1]) + get + post(rows[2]) + get + post(b"{") + post(rows[3])
+    with connected(service) as client:
+        for _ in range(2):
+            client.sendall(together)
+            found = answers(client, 7)
+            assert [status for status, _, _ in found] == [200, 200, 200, 200, 200, 400, 200]
+            means = [orjson.loads(found[place][2])["predictions"][0]["mean"] for place in (0, 1, 3, 6)]
+            assert means == sorted(means)
+            assert len(set(means)) == 4
+            assert [orjson.loads(found[place][2])["name"] for place in (2, 4)] == ["errorbar"] * 2
+
+
+def test_a_request_in_pieces_is_one(service):
+    text = post(ROW)
+    with connected(service) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(text), 7):
+            client.sendall(text[start : start + 7])
+            time.sleep(0.001)
+        ((status, _, _),) = answers(client, 1)
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "closes"),
+    [
+        (post(ROW), False),
+        (post(ROW, b"Connection: close"), True),
+        (post(ROW, version=b"1.0"), True),
+        (post(b"{", b"Connection: close"), True),
+        (post(ROW, b"Expect: 100-continue"), False),
+        (post(ROW, b"Content-Type: text/plain"), False),
+    ],
+)
+def test_a_connection_stays_or_goes_as_its_client_asks(service, request_, closes):
+    with connected(service) as client:
+        client.sendall(request_)
+        if b"100-continue" in request_:
+            assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        ((_, headers, _),) = answers(client, 1)
+        assert (headers.get(b"connection") == b"close") is closes
+        assert {b"date", b"x-request-id", b"content-type"} <= headers.keys()
+        if closes:
+            assert client.recv(1) == b""
+        else:
+            client.sendall(post(ROW))
+            assert answers(client, 1)[0][0] == 200
+
+
+def test_an_idle_connection_is_closed(tmp_path):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    running = Process(tmp_path, "--keep-alive-seconds", "1")
+    with connected(running) as client:
+        for _ in range(3):
+            client.sendall(post(ROW))
+            assert answers(client, 1)[0][0] == 200
+        start = time.monotonic()
+        assert client.recv(1) == b""
+        assert 0.5 < time.monotonic() - start < 8
+    assert running.stop() == 0
+
+
+def test_the_id_of_a_request_stands_in_its_answer_and_the_log(service):
+    with connected(service) as client:
+        client.sendall(post(ROW, b"X-Request-Id: shown-7", b"X-Forwarded-For: 10.1.2.3"))
+        ((_, headers, _),) = answers(client, 1)
+    assert headers[b"x-request-id"] == b"shown-7"
+    until(lambda: any("shown-7" in line and "predict 200" in line for line in service.log))
+
+
+def test_answers_are_not_written_without_end_to_a_client_that_does_not_read(service):
+    """Small requests, each answered as soon as it is there: unread answers must stop the reading of requests."""
+    before = rejected(service, "unread")
+    with connected(service) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(5)
+        body = b'{"instances": [%b]}' % b",".join([b"[1, 2]"] * 2000)
+        with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+            for _ in range(3000):
+                client.sendall(post(body))
+            pytest.fail("3000 requests were taken, whose answers are 600 MB")
+    until(lambda: rejected(service, "unread") > before)
+    serves(service)

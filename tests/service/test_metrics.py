@@ -52,16 +52,35 @@ def test_std_and_width_are_shares_of_the_training_range():
     std, lower = np.array([[1.0, 0.04]]), np.zeros((1, 2, 2))
     upper = np.array([[[1.0, 5.0], [0.3, 9.0]]])
     counted.ran({"std": std, "lower": lower, "upper": upper}, rows=1, requests=1, seconds=0.1)
+    counted.settle()
     assert counted.std.total == pytest.approx(0.1 + 0.04)
     assert counted.width.total == pytest.approx(0.1 + 0.5 + 0.3 + 9)
     assert counted.std.count == 2
+
+
+def test_a_row_whose_answer_is_not_finite_leaves_the_sums_finite():
+    counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
+    std, bound = np.array([[np.inf], [1.0], [np.nan]]), np.array([[[np.inf]], [[3.0]], [[np.nan]]])
+    counted.ran({"std": std, "lower": bound, "upper": bound}, rows=3, requests=1, seconds=0.1)
+    counted.settle()
+    assert (counted.std.count, counted.std.total) == (1, pytest.approx(0.1))
+    assert (counted.width.count, counted.width.total) == (1, 0)
 
 
 @pytest.mark.parametrize("outputs", [["mean"], ["lower"], ["upper", "mean"], ["std"]])
 def test_runs_are_counted_whatever_outputs_they_have(outputs):
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
     counted.ran({name: np.ones((3, 1)) for name in outputs}, rows=3, requests=1, seconds=0.1)
+    counted.settle()
     assert (counted.rows, counted.width.count, counted.std.count) == (3, 0, 3 * ("std" in outputs))
+
+
+@pytest.mark.anyio
+async def test_what_alerts_look_for_is_there_before_it_happens(repository):
+    async with running(repository) as service:
+        told = await metrics(service)
+    assert told["errorbar_reloads_total", "refused"] == 0
+    assert told["errorbar_requests_total", "m", "bug", "1"] == 0
 
 
 def test_counts_of_several_processes_add_up():
@@ -195,7 +214,7 @@ async def test_a_missing_key_moves_its_metric(repository, tmp_path):
 
 @pytest.mark.anyio
 async def test_overload_and_deadline_move_their_metrics(repository):
-    async with running(repository, inline_rows=0, max_rows=2, max_queued_rows=2) as service:
+    async with running(repository, inline_milliseconds=0, max_rows=2, max_queued_rows=2) as service:
         batcher = service.state.repository.model("m").batcher
         run = batcher._run
 

@@ -19,7 +19,7 @@ from training.publish import publish
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = RunLimits(inline_rows=8, run_rows=16, queued_rows=100, deadline_seconds=10)
+LIMITS = RunLimits(inline_seconds=8, run_rows=16, queued_rows=100, deadline_seconds=10)
 
 
 def load(path, name, version):

@@ -90,8 +90,14 @@ def test_sigterm_turns_readiness_to_503_while_requests_are_still_served(start, r
     process = start(repository, "--drain-seconds", "3")
     with Client(process.url) as client:
         client.wait_until_ready()
-        process.process.send_signal(signal.SIGTERM)
-        until(lambda: not client.ready())
+        with httpx.Client() as kept:
+            assert "connection" not in kept.get(f"{process.url}/v2").headers
+            process.process.send_signal(signal.SIGTERM)
+            until(lambda: not client.ready())
+            for url in ("/v2", "/v1/models/m"):
+                assert kept.get(f"{process.url}{url}").headers["connection"] == "close"
+            predicted = kept.post(f"{process.url}/v1/models/m:predict", json={"instances": [[1, 2]]})
+            assert (predicted.status_code, predicted.headers["connection"]) == (200, "close")
         assert client.predict("m", [[1, 2]])["predictions"]
         with httpx.Client() as fresh:  # a new connection is still taken
             assert fresh.get(f"{process.url}/v2/health/ready").json()["error"] == "not ready: shutting down"

@@ -33,6 +33,7 @@ async def test_a_bug_is_a_500_with_a_request_id_and_no_trace_and_stands_in_the_l
 
         monkeypatch.setattr("service.routes.predict.read_request", bug)
         answer = await service.predict(instances=[[1, 2]])
+        assert service.state.metrics.rejected == {"bug": 1}
     assert answer.status_code == 500
     body = answer.json()
     assert body["request_id"] == answer.headers["x-request-id"]

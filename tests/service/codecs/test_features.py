@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +101,20 @@ def test_every_problem_of_a_request_is_found_with_row_and_feature():
         (3, None, "is a number; give an object of feature names, or an array of 2 (a, b)"),
         (5, "b", "{'x': 1} is an object; give a number"),
     ]
+
+
+def test_what_is_said_of_a_long_name_or_text_takes_little_memory():
+    name, features = "colours" * 500_000, features_of(MIXED)
+    row = {"a": name, "colour": name, name: 1}
+    tracemalloc.start()
+    try:
+        _, unknown, problems = read_instances([row], features)
+        problems += unknown_category_problems(unknown, features)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(problems) == 3
+    assert peak < 4 * len(name)  # looking for names that are like it would take ten times that
 
 
 def test_a_misspelt_feature_is_told_the_nearest_names():

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.codecs.features import features_of
-from service.codecs.infer import OUTPUTS, InferRequest, answer, read_infer
+from service.codecs.infer import OUTPUTS, InferRequest, answer, check_finite, read_infer
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError, TooLargeError
 from service.inference.predictions import Question
@@ -219,7 +219,21 @@ def test_an_answer_with_raw_bytes():
 def test_an_answer_never_holds_a_number_that_is_not_finite():
     arrays = ARRAYS | {"lower": np.array([[[0.0, 1.0]], [[math.inf, 1.0]]])}
     with pytest.raises(InvalidRequestError, match="row 1: lower is not a finite number: the row is too far from"):
-        answer(made(binary=frozenset(["lower"])), arrays, name="m", version="1")
+        check_finite(arrays, ["mean", "lower"])
+    check_finite(ARRAYS, ["mean", "lower"])
+
+
+def test_an_answer_of_raw_bytes_alone_is_that_of_its_own_form():
+    for rows in (1, 2, 1):
+        arrays = {name: array[:rows] for name, array in ARRAYS.items()}
+        for version in ("3", "4"):
+            written = answer(made(binary=frozenset(ARRAYS)), arrays, name="m", version=version)
+            head = orjson.loads(written.body[: written.json_bytes])
+            assert (head["model_version"], [output["shape"][0] for output in head["outputs"]]) == (version, [rows, rows])
+            raw = b"".join(array.tobytes() for array in arrays.values())
+            assert written.body[written.json_bytes :] == raw
+            warned = answer(made(binary=frozenset(ARRAYS), warnings={0: ["odd"]}), arrays, name="m", version=version)
+            assert orjson.loads(warned.body[: warned.json_bytes])["outputs"] == head["outputs"]
 
 
 def test_many_warnings_are_cut():

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.codecs import rows
 from service.codecs.features import features_of
-from service.codecs.rows import Limits, answer, read_request
+from service.codecs.rows import Limits, read_request, row_numbers
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
-from service.inference.predictions import Prediction
+from service.inference.predictions import Prediction, check_finite
 from tests.model_files import MIXED, NUMERIC
 
 NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)
@@ -30,6 +31,10 @@ def read(request, features=NUMERIC_FEATURES, **limits):
     body = request if isinstance(request, bytes) else orjson.dumps(request)
     limits = Limits(**({"rows": 100, "answer_values": 10_000} | limits))
     return read_request(body, features, targets=1, default_coverage=0.9, limits=limits)
+
+
+def answer(prediction, warnings, *, coverage, targets, model):
+    return rows.answer(row_numbers(prediction, coverage=coverage, targets=targets), warnings, model=model)
 
 
 def refusal(request, **arguments):
@@ -191,12 +196,15 @@ def test_a_float32_is_written_with_the_digits_it_has():
 
 @pytest.mark.parametrize("name", ["mean", "std", "epistemic_std", "lower", "upper", "quantiles", "cdf", "samples"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_a_number_that_json_has_not_is_refused_wherever_it_stands(name, number):
+def test_a_number_that_json_has_not_is_seen_wherever_it_stands(name, number):
     extra = {kind: np.zeros((2, 1, 1)) for kind in ("quantiles", "cdf", "samples")}
     unusual = prediction(2, 1, 1, **extra)
     getattr(unusual, name)[1] = number
+    numbers = row_numbers(unusual, coverage=(0.9,), targets=("y",))
+    assert b"null" in numbers.of(1, 2).texts
+    assert b"null" not in numbers.of(0, 1).texts
     with pytest.raises(InvalidRequestError, match="row 1: the prediction of y is not a finite number"):
-        answer(unusual, {}, coverage=(0.9,), targets=("y",), model={})
+        check_finite(unusual, ["y"])
 
 
 def test_a_warning_may_hold_the_word_null():

@@ -147,7 +147,7 @@ def test_csv_answers_are_named_as_the_command_line_names_them():
 
 
 def test_ndjson_answers_are_those_of_json():
-    lines = [orjson.loads(line) for line in NDJSON.write(*made(2), ["y"]).splitlines()]
+    lines = [orjson.loads(line) for line in NDJSON.write(*made(2), ("y",)).splitlines()]
     assert [line["mean"] for line in lines] == [0, 1]
     assert lines[1]["intervals"][1] == {"coverage": 0.9, "lower": 1.1, "upper": 1.1}
     assert lines[1]["warnings"]
@@ -158,7 +158,7 @@ def test_a_number_that_is_not_finite_is_refused(form):
     prediction, request = made(2)
     prediction.mean[1, 0] = np.inf
     with pytest.raises(InvalidRequestError, match="row 1: the prediction of y is not a finite number"):
-        form.write(prediction, request, ["y"])
+        form.write(prediction, request, ("y",))
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60), st.text(max_size=20), st.sampled_from([CSV, NDJSON]))

@@ -39,9 +39,12 @@ class Model:
 
 
 def batcher(model, **limits):
-    defaults = {"inline_rows": 8, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
+    defaults = {"inline_seconds": 8.0, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
     return Batcher(
-        model, limits=RunLimits(**(defaults | limits)), metrics=ModelMetrics([Target(name="y", minimum=0.0, maximum=1.0)])
+        model,
+        row_seconds=1.0,
+        limits=RunLimits(**(defaults | limits)),
+        metrics=ModelMetrics([Target(name="y", minimum=0.0, maximum=1.0)]),
     )
 
 
@@ -50,7 +53,7 @@ def rows(n, start=0.0):
 
 
 async def ask(shared, x, coverage=(0.5,), outputs=("sum", "bound")):
-    return await shared.outputs(x, coverage=coverage, outputs=outputs)
+    return (await shared.outputs(x, coverage=coverage, outputs=outputs)).arrays
 
 
 async def reach_the_thread(model):
@@ -85,7 +88,7 @@ async def test_requests_with_other_coverages_or_outputs_run_apart():
 
 async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size():
     model = Model()
-    shared = batcher(model, inline_rows=8)
+    shared = batcher(model, inline_seconds=8)
     await asyncio.gather(*(ask(shared, rows(3)) for _ in range(5)))
     assert model.runs == [6, 6, 3]
     assert model.threads == {threading.current_thread()}
@@ -102,7 +105,7 @@ async def test_a_large_request_runs_in_a_thread_in_pieces():
 async def test_what_queues_up_during_a_run_shares_the_next():
     model = Model()
     model.may_run.clear()
-    shared = batcher(model, inline_rows=0)
+    shared = batcher(model, inline_seconds=0)
     first = asyncio.create_task(ask(shared, rows(1)))
     await reach_the_thread(model)
     later = [asyncio.create_task(ask(shared, rows(n, start=n))) for n in (1, 2, 3)]
@@ -128,7 +131,7 @@ async def test_a_small_request_does_not_wait_behind_a_large_one():
 @pytest.mark.parametrize("inline_rows", [0, 8])
 async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_rows):
     model = Model()
-    shared = batcher(model, inline_rows=inline_rows)
+    shared = batcher(model, inline_seconds=inline_rows)
     calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(4)]
     await asyncio.sleep(0)
     calls[1].cancel()
@@ -142,7 +145,7 @@ async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_row
 async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
     model = Model()
     model.may_run.clear()
-    shared = batcher(model, inline_rows=0)
+    shared = batcher(model, inline_seconds=0)
     calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(3)]
     await reach_the_thread(model)
     calls[0].cancel()
@@ -154,7 +157,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
 
 @pytest.mark.parametrize("inline_rows", [0, 8])
 async def test_a_failing_run_fails_only_the_request_that_makes_it_fail(inline_rows):
-    shared = batcher(Model(), inline_rows=inline_rows)
+    shared = batcher(Model(), inline_seconds=inline_rows)
     answers = await asyncio.gather(
         ask(shared, rows(1)), ask(shared, np.full((1, 2), np.nan)), ask(shared, rows(2)), return_exceptions=True
     )
@@ -171,7 +174,7 @@ async def test_a_full_queue_refuses_at_once_and_takes_in_again_later():
     await reach_the_thread(model)
     with pytest.raises(UnavailableError, match=r"40 rows wait .* at most 50 .*max_queued_rows") as caught:
         await ask(shared, rows(11))
-    assert caught.value.retry_after
+    assert caught.value.headers == {"Retry-After": "1"}
     model.may_run.set()
     await waiting
     await ask(shared, rows(50))

@@ -7,6 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from models.artifact import open_model
+from models.manifest import Target
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
 
@@ -109,7 +110,7 @@ async def test_a_coverage_that_the_calibration_rows_cannot_support_is_refused_wh
 
 
 async def test_a_timeout_that_passes_in_the_queue_is_504(repository):
-    async with running(repository, inline_rows=0) as service:
+    async with running(repository, inline_milliseconds=0) as service:
         batcher = service.state.repository.model("m").batcher
         run = batcher._run
 
@@ -184,3 +185,17 @@ async def test_the_documented_example_is_answered_in_the_documented_form(tmp_pat
     assert "parameters" not in answer.json()  # no warnings
     Draft202012Validator(asked["schema"]).validate(asked["example"])
     Draft202012Validator(operation["responses"]["200"]["content"]["application/json"]["schema"]).validate(answer.json())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+async def test_of_a_shared_run_only_the_request_with_the_row_too_far_is_refused(tmp_path, binary):
+    targets = (Target(name="z", minimum=0.1, maximum=50.0, transform="log"),)
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", targets=targets)
+    async with running(tmp_path) as service:
+        asked = [body(x, parameters={"binary_data_output": binary}) for x in ([[0, 0]], [[300, 300]], [[1, 1]])]
+        near, far, other = await asyncio.gather(*(infer(service, request) for request in asked))
+        metrics = service.state.repository.model("m").metrics
+    assert metrics.run_rows.counts[2] == 1  # one run of 3 or 4 rows
+    assert (near.status_code, far.status_code, other.status_code) == (200, 400, 200)
+    assert "row 0: " in far.json()["error"]
+    assert "too far from the training rows" in far.json()["error"]

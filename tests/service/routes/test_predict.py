@@ -6,16 +6,29 @@ import zlib
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 
 from models.artifact import open_model
 from models.manifest import Target
+from service.codecs import arrow
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
 
 pytestmark = pytest.mark.anyio
 
 TWO = (Target(name="y", minimum=-50.0, maximum=50.0), Target(name="z", minimum=0.1, maximum=50.0, transform="log"))
+
+
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+def arrow_stream(columns):
+    batch = pa.record_batch(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue().to_pybytes()
 
 
 def rows(n, seed=0):
@@ -193,7 +206,9 @@ async def test_every_limit_holds(repository, settings, request_, status):
 
 async def test_an_overloaded_model_answers_503_with_retry_after(repository):
     async with running(repository, max_rows=2, max_queued_rows=2) as service:
-        answers = await asyncio.gather(*(service.predict(instances=[[1, 2]]) for _ in range(5)))
+        asked = [*([[1, 2]] for _ in range(4)), "nothing that could be read"]
+        answers = await asyncio.gather(*(service.predict(instances=instances) for instances in asked))
+    assert answers[-1].status_code == 503  # before it is read
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) == 3
     assert refused[0].headers["retry-after"] == "1"
@@ -243,7 +258,7 @@ async def test_get_on_predict_is_a_405_that_names_the_method(repository):
 
 async def test_requests_in_flight_finish_on_the_model_they_began_with(repository):
     """The old model's run is held until the new one has taken over."""
-    async with running(repository, inline_rows=0) as service:
+    async with running(repository, inline_milliseconds=0) as service:
         held, may_run = threading.Event(), threading.Event()
         old = service.state.repository.model("m").batcher
         run = old._run
@@ -269,6 +284,18 @@ async def test_the_answer_has_no_number_that_json_has_not(tmp_path):
         answer = await service.predict(instances=[[0, 0], [300, 300]])
     assert answer.status_code == 400
     assert orjson.loads(answer.content)["details"][0]["row"] == 1
+
+
+async def test_of_a_shared_run_only_the_request_with_the_row_too_far_is_refused(tmp_path):
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", targets=TWO)
+    async with running(tmp_path) as service:
+        runs = count_runs(service)
+        asked = ([[0, 0]], [[300, 300]], [[0, 0], [1, 1]])
+        near, far, two = await asyncio.gather(*(service.predict(instances=rows) for rows in asked))
+        (alone,) = (await service.predict(instances=[[1, 1]])).json()["predictions"]
+    assert len(runs) == 2
+    assert (near.status_code, far.status_code, two.status_code) == (200, 400, 200)
+    assert two.json()["predictions"] == [*near.json()["predictions"], alone]
 
 
 def count_runs(service):
@@ -309,18 +336,42 @@ async def test_tables_are_answered_as_json_is(repository, rows_):
         as_json = (await service.predict(instances=x, coverage=0.5)).json()["predictions"]
         as_csv = await ask("b,a\n" + "".join(f"{b!r},{a!r}\n" for a, b in x), "text/csv; charset=utf-8")
         as_ndjson = await ask(b"\n".join(orjson.dumps(row) for row in x), "application/x-ndjson")
+        as_arrow = await ask(arrow_stream({"b": np.array(x)[:, 1], "a": np.array(x)[:, 0]}), ARROW)
         refused = await ask("b,a\n1\n", "text/csv")
+        refused_arrow = await ask(b"{}", ARROW)
     assert (as_csv.status_code, as_csv.headers["content-type"]) == (200, "text/csv")
     assert (as_ndjson.status_code, as_ndjson.headers["content-type"]) == (200, "application/x-ndjson")
     assert [orjson.loads(line) for line in as_ndjson.text.splitlines()] == as_json
+    assert (as_arrow.status_code, as_arrow.headers["content-type"]) == (200, ARROW)
+    answered = pa.ipc.open_stream(as_arrow.content).read_all()
     header, *lines = as_csv.text.splitlines()
+    assert header.split(",") == answered.column_names
     assert header == "y_mean,y_std,y_epistemic_std,y_lower_0.5,y_upper_0.5"
-    for line, row in zip(lines, as_json, strict=True):
+    for line, row, cells in zip(lines, as_json, zip(*answered.to_pydict().values(), strict=True), strict=True):
         (interval,) = row["intervals"]
         expected = [row["mean"], row["std"], row["epistemic_std"], interval["lower"], interval["upper"]]
         assert [float(cell) for cell in line.split(",")] == expected
+        assert np.float32(cells).tolist() == np.float32(expected).tolist()
+    assert "not a valid Arrow stream" in refused_arrow.json()["error"]
     assert refused.status_code == 400
     assert refused.headers["content-type"] == "application/json"
+
+
+async def test_a_small_arrow_body_may_hold_many_rows_and_is_read_in_a_thread(repository, monkeypatch):
+    threads = []
+
+    def count(body, features):
+        threads.append(threading.current_thread())
+        return arrow_count(body, features)
+
+    arrow_count = arrow.count
+    monkeypatch.setattr(arrow, "count", count)
+    async with running(repository) as service:
+        body = arrow_stream({"a": pa.nulls(50_000), "b": pa.nulls(50_000)})
+        answer = await service.http.post("/v1/models/m:predict", content=body, headers={"content-type": ARROW})
+    assert len(body) < 1000
+    assert pa.ipc.open_stream(answer.content).read_all().num_rows == 50_000
+    assert threads != [threading.main_thread()]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""Predictions without ASGI: what a connection asks of the service when a small, plain POST to a prediction path has come.
+
+ASGI costs such a request as much as its prediction does: a task, messages to and fro, and a coroutine for every layer. What the
+layers do is done here by the same objects; any other request goes through them.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from http import HTTPStatus
+
+from starlette.types import Scope
+
+from service.metrics import ServiceMetrics
+from service.routes.answers import Content
+from service.routes.hot import Predictions, Route
+from service.security import Guard
+from service.settings import Settings
+from service.telemetry import RequestWatch
+
+DIRECT_BYTES = 64 * 1024
+"""A larger body goes through ASGI, where what takes long is done in threads."""
+PLAIN_TYPES = frozenset(
+    [b"application/json", b"application/json; charset=utf-8", b"application/octet-stream", b"application/x-www-form-urlencoded"]
+)
+"""Content-Types of JSON and of tensors, as clients name them. Tables go through ASGI, a few bytes of which may be many rows."""
+
+_ROUTES = 1000
+_STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+
+
+class Direct:
+    """Answers requests for predictions, from their bytes to bytes."""
+
+    def __init__(self, predictions: Predictions, *, guard: Guard, metrics: ServiceMetrics, settings: Settings):
+        self._predictions = predictions
+        self._guard = guard
+        self._metrics = metrics
+        self._access_log = settings.access_log
+        self.most_bytes = min(DIRECT_BYTES, settings.max_body_bytes)
+        self.route = lru_cache(_ROUTES)(self._route)
+        """What a request line's path asks for; None where it is no prediction path, or not a plain one."""
+
+    def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> None:
+        """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to."""
+        watch = RequestWatch(scope, self._metrics)
+
+        def end(result: Content | Exception) -> None:
+            content = watch.bug(result) if isinstance(result, Exception) else result
+            if self._access_log:
+                watch.log(content.status)
+            done(*_response(content, watch.request_id))
+
+        refusal = self._guard.refusal(scope)
+        if refusal is None:
+            self._predictions.begin(route, scope, body, end=end)
+        else:
+            end(refusal)
+
+    def _route(self, path: bytes) -> Route | None:
+        plain = path.isascii() and b"%" not in path
+        return self._predictions.route(path.decode()) if plain else None
+
+
+def _response(content: Content, request_id: bytes) -> tuple[bytes, bytes]:
+    more = b"".join([b"\r\n%b: %b" % header for header in content.headers])
+    head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b%b"
+    return head % (_STATUS[content.status], content.media_type, len(content.body), request_id, more), content.body

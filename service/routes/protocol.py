@@ -1,0 +1,38 @@
+"""What a protocol is: how a request for predictions is read, and how its answer is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.types import Scope
+
+from service.inference.batcher import Part
+from service.inference.model import ServedModel
+from service.inference.predictions import Question
+from service.routes.answers import Content
+from service.settings import Settings
+
+Request = TypeVar("Request")
+
+
+@dataclass(slots=True)
+class Asked(Generic[Request]):
+    """What a request asks of a model; request is its own form of that, for the writer."""
+
+    question: Question
+    outputs: tuple[str, ...]
+    request: Request
+    unusual_rows: int
+    """Rows that the answer warns of."""
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """read(settings, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
+
+    name: str
+    read: Callable[[Settings, ServedModel, Scope, bytes], Asked[Any]]
+    write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
+    takes_long: Callable[[Scope, bytes], bool]
+    """Whether reading this body may take long, and belongs in a thread."""
