@@ -338,7 +338,8 @@ def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Value
         if column.kind in ("boolean", "categorical"):
             largest = 1 if column.kind == "boolean" else len(column.categories or []) - 1
             values = x[:, position]
-            wrong = ~np.isnan(values) & ((values % 1 != 0) | (values < 0) | (values > largest))
+            with np.errstate(invalid="ignore"):  # infinity, which `_endless` refuses
+                wrong = np.isfinite(values) & ((values % 1 != 0) | (values < 0) | (values > largest))
             expected = "0 or 1" if column.kind == "boolean" else f"the number of a category, 0 to {largest}"
             problems += [
                 Problem(f"{values[row]:g} in x is not {expected}", row=row, feature=column.name)

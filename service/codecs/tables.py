@@ -85,10 +85,10 @@ def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
 def _option(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
-    try:
-        return int(text) if text.isdecimal() and len(text) < 20 else float(text)
-    except ValueError:
-        return text
+    if text.isdecimal() and text.isascii() and len(text) < 20:
+        return int(text)
+    number = _number(text)
+    return number if isinstance(number, float) and math.isfinite(number) else text
 
 
 def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
@@ -155,12 +155,16 @@ def _cell(text: str, column: Column) -> Any:
     """A cell as JSON would have it: None where missing, a number where it is one and the column is not of texts."""
     if text in MISSING_WORDS:
         return None
-    if column.kind == "categorical":
-        return text
+    return text if column.kind == "categorical" else _number(text)
+
+
+def _number(text: str) -> float | str:
+    """The number that a text is in a training table too; Python alone takes 1_000, nAn and the digits of other scripts."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return text if number != number or "_" in text or not text.isascii() else number
 
 
 def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:

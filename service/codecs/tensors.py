@@ -90,7 +90,8 @@ def raw_numbers(piece: bytes, datatype: str, shape: Sequence[int], what: str) ->
         )
     if datatype == "BOOL":
         return np.not_equal(np.frombuffer(piece, dtype=np.uint8), 0).astype(np.float64)
-    values: Values = np.frombuffer(piece, dtype=dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a NaN that signals is as good as another
+        values: Values = np.frombuffer(piece, dtype=dtype).astype(np.float64)
     return values
 
 

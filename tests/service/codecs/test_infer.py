@@ -80,6 +80,14 @@ def test_infinity_is_refused_by_row_and_feature():
     ]
 
 
+def test_infinity_in_the_place_of_a_category_is_refused_without_a_warning():
+    body = np.array([[1, 2, math.inf, -math.inf, 1.65e9]]).tobytes()
+    assert [str(problem) for problem in refusal(body, json_bytes=0, features=MIXED_FEATURES).problems] == [
+        "row 0, feature 'colour': is infinite; give a finite number",
+        "row 0, feature 'open': is infinite; give a finite number",
+    ]
+
+
 def test_unknown_categories_warn_or_with_strict_refuse():
     inputs = [column("a", "FP64", 1), column("b", "FP64", 1), column("open", "BOOL", True), column("colour", "BYTES", "gren")]
     assert read({"inputs": inputs}, MIXED_FEATURES).warnings == {

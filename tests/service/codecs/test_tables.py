@@ -54,6 +54,17 @@ def test_a_cell_that_is_missing_in_a_training_table_is_missing_here(word):
     assert request.warnings == {0: ["a is missing; it never was in training"]}
 
 
+@pytest.mark.parametrize("cell", ["1_000", "٣", "nAn", "+nan", "0x1"])
+def test_what_only_python_takes_for_a_number_is_a_text(cell):
+    assert refusal(f"a,b\n{cell},2\n")[0].startswith(f"row 0, feature 'a': {cell!r} is a text; give a number")
+    assert refusal("1,2\n", f"samples={cell}") == ["'samples' is a text; give a whole number from 0 to 10000"]
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e999"])
+def test_a_threshold_is_finite(number):
+    assert refusal("1,2\n", f"thresholds=4,{number}") == ["'thresholds' holds a text; give a number or an array of numbers"]
+
+
 def test_a_column_that_is_left_out_is_missing():
     request = read("b\n2\n")
     assert np.isnan(request.question.x).tolist() == [[True, False]]

@@ -56,6 +56,12 @@ def test_fp32_as_json_has_the_precision_of_fp32():
     assert read_tensors([tensor(datatype="FP32", shape=[1], data=[0.1])], b"")["x"].values == [np.float32(0.1)]
 
 
+@pytest.mark.parametrize(("datatype", "bits"), [("FP16", "017e"), ("FP32", "0100a07f"), ("FP64", "010000000000f07f")])
+def test_a_nan_that_signals_is_a_missing_value(datatype, bits):
+    raw = bytes.fromhex(bits)
+    assert np.isnan(read_tensors([binary(len(raw), shape=[1], datatype=datatype)], raw)["x"].values).all()
+
+
 def test_null_is_a_missing_value():
     values = read_tensors([tensor(data=[1, None, 3, 4])], b"")["x"].values
     assert np.isnan(values).tolist() == [False, True, False, False]
