@@ -248,8 +248,8 @@ class Repository:
         entry.unloaded = frozenset(found.versions.keys() - kept)
         entry.unloaded_by_hand = found.unloaded
         self.entries[name] = entry
-        for version in entry.signatures.keys() - kept:
-            del entry.signatures[version]
+        for version in (entry.signatures.keys() | entry.failures.keys()) - kept:  # `load` forgets signatures of what failed
+            entry.signatures.pop(version, None)
             entry.failures.pop(version, None)
             if entry.served.pop(version, None):
                 logger.info("model %s version %d is no longer served", name, version)

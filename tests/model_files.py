@@ -1,16 +1,18 @@
 """Small model files for tests, made without torch and without training: a network that is a formula.
 
 With features x1, x2, ... and two members, member_location = (x1 + 2 x2 + ...) -/+ 0.5 for every target t times (t + 1), and
-member_scale = 0.5 + |x1| / 10; a missing or unknown value counts as 0.
+member_scale = 0.5 + |x1| / 10; a missing or unknown value counts as 0. An offset, added to every member_location, tells a file
+from another.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
 
-from models.artifact import cpu_session, golden_rows, session_run, write_model
+from models.artifact import cpu_session, golden_rows, read_model, session_run, write_model
 from models.manifest import Calibration, Column, Manifest, Network, Origin, ResidualGroup, Target
 from training.graph import calibrated_graph, named_network
 
@@ -26,7 +28,7 @@ MIXED = (
 )
 
 
-def formula_network(*, features: int, targets: int) -> onnx.ModelProto:
+def formula_network(*, features: int, targets: int, offset: float = 0.0) -> onnx.ModelProto:
     """The network part of the formula above."""
     slopes = " ".join(f"{i + 1}," for i in range(features)).rstrip(",")
     scales = " ".join(f"{t + 1}," for t in range(targets)).rstrip(",")
@@ -34,7 +36,7 @@ def formula_network(*, features: int, targets: int) -> onnx.ModelProto:
         <ir_version: 9, opset_import: ["" : 18]>
         formula (double[n,{features}] x) => (double[m,n,t] member_location, double[m,n,t] member_scale)
         <double[{features},1] slopes = {{{slopes}}}, double[1,{targets}] factors = {{{scales}}},
-         double[2,1,1] shift = {{-0.5, 0.5}},
+         double[2,1,1] shift = {{{offset - 0.5}, {offset + 0.5}}},
          double nought = {{0}}, double tenth = {{0.1}}, double half = {{0.5}}, int64[1] first = {{0}}>
         {{
             missing = IsNaN(x)
@@ -64,6 +66,7 @@ def write_formula_model(
     group_column: str | None = None,
     scale_factor: float = 1.0,
     float64: bool = False,
+    offset: float = 0.0,
 ) -> Manifest:
     """Write a whole model file to `path`; the calibration residuals are seeded normal draws."""
     rng = np.random.default_rng(7)
@@ -85,7 +88,7 @@ def write_formula_model(
         guarantee="for tests",
     )
     graph = calibrated_graph(
-        formula_network(features=len(columns), targets=len(targets)),
+        formula_network(features=len(columns), targets=len(targets), offset=offset),
         columns=list(columns),
         targets=list(targets),
         calibration=calibration,
@@ -109,3 +112,25 @@ def write_formula_model(
     )  # fmt: skip
     write_model(graph, manifest, path)
     return manifest
+
+
+def bad_model_files(good: Path) -> dict[str, bytes]:
+    """What may stand in the place of a model file, by what is wrong with it."""
+    data, manifest = read_model(good)
+    middle = len(data) // 2
+    moved = manifest.golden.outputs | {"mean": (np.array(manifest.golden.outputs["mean"]) + 1).tolist()}
+    other = good.with_name("other-golden-rows.onnx")
+    write_model(data, manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"outputs": moved})}), other)
+    return {
+        "is empty": b"",
+        "is not an ONNX file": b"nonsense",
+        "is truncated": data[:-100],
+        "was changed": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "has manifest schema 9": _sealed(data.replace(b'"schema_version":1,', b'"schema_version":9,')),
+        "output mean of the golden rows is off": other.read_bytes(),
+    }
+
+
+def _sealed(data: bytes) -> bytes:
+    """A model file with the digest that it should have."""
+    return data[:-64] + hashlib.sha256(data[:-64] + b"0" * 64).hexdigest().encode()

@@ -161,6 +161,19 @@ async def test_a_removed_version_and_a_removed_model_disappear(repository):
         models.model("m")
 
 
+async def test_a_bad_version_that_is_removed_is_forgotten_even_where_all_that_failed_is_tried_again(repository):
+    write_version(repository, 3)
+    (repository / "m" / "2").mkdir()
+    (repository / "m" / "2" / "model.onnx").write_bytes(b"nonsense")
+    models = await scanned(repository)
+    assert set(models.entry("m").failures) == {2}
+    shutil.rmtree(repository / "m" / "2")
+    await models.load("m")
+    assert not models.entry("m").failures
+    with pytest.raises(NotFoundError, match="has no version 2; it has 1, 3"):
+        models.model("m", version="2")
+
+
 async def test_only_the_newest_and_the_labelled_versions_are_kept_loaded(repository):
     for version in (2, 3, 4):
         write_version(repository, version)
