@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Most rows of one request."""
     max_answer_values: Count = 2_000_000
     """Most numbers of one answer: rows x targets x (3 + 2 per coverage + quantiles + thresholds + samples)."""
+    max_levels: Count = 1000
+    """Most coverages and quantiles of one request, each of which is ranked among the calibration rows."""
     max_queued_rows: Count = 200_000
     """Rows that may wait for a model; a request beyond is refused at once with 503."""
     inline_milliseconds: Annotated[float, Field(ge=0)] = 2.0

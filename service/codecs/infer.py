@@ -23,7 +23,7 @@ from service.codecs.features import (
     usual,
     warnings_about,
 )
-from service.codecs.rows import Limits, check_size
+from service.codecs.rows import Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
 from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Question
@@ -79,6 +79,7 @@ def read_infer(
     coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
     if not any(name in INTERVALS for name in outputs):
         coverage = ()  # it matters to nothing that is asked for, and must not keep requests from sharing a run
+    check_levels(len(coverage), limits=limits)
     rows = _rows(tensors, features)
     values_per_row = sum(targets * (len(coverage) if name in INTERVALS else 1) for name in outputs)
     check_size(rows, values_per_row, limits=limits)

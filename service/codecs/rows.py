@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
-from service.errors import InvalidRequestError, Problem, TooLargeError, refuse
+from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
@@ -32,6 +32,7 @@ _MORE = ("quantiles", "cdf", "samples")
 _ROWS_AT_ONCE = 1000
 """Written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
+_ENOUGH = LISTED_PROBLEMS + 1  # problems of a kind; more are not looked for
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
 
@@ -42,6 +43,7 @@ class Limits:
 
     rows: int
     answer_values: int
+    levels: int = 1000
 
 
 @dataclass(slots=True)
@@ -72,8 +74,7 @@ def read_request(
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
     problems = [
         Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
-        for key in request
-        if key not in _KEYS
+        for key in islice((key for key in request if key not in _KEYS), _ENOUGH)
     ]
     instances = request.get("instances")
     if not isinstance(instances, list):
@@ -120,6 +121,7 @@ def understood(
         if seed is not None and not samples:
             problems.append(Problem("'seed' does nothing without 'samples'"))
         strict = options.flag("strict")
+        check_levels(len(coverage) + len(quantiles), limits=limits)
     check_size(rows, targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
     x, unknown, row_problems = read()
     problems += row_problems
@@ -218,15 +220,24 @@ def _escaped(value: object) -> bytes:
     return orjson.dumps(value).replace(b"%", b"%%")
 
 
+def check_levels(count: int, *, limits: Limits) -> None:
+    """Raise TooLargeError where a request asks for too many coverages and quantiles."""
+    if count > limits.levels:
+        raise TooLargeError(
+            f"the request asks for {count} coverages and quantiles; at most {limits.levels} are allowed (setting max_levels)"
+        )
+
+
 def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
     """Raise TooLargeError where a request has too many rows, or its answer would have too many numbers."""
     if rows > limits.rows:
         raise TooLargeError(
             f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
         )
-    if rows * values_per_row > limits.answer_values:
+    values = max(rows, 1) * values_per_row  # what is asked of no rows must be looked at too
+    if values > limits.answer_values:
         raise TooLargeError(
-            f"the answer would hold {rows * values_per_row} numbers; at most {limits.answer_values} are allowed "
+            f"the answer would hold {values} numbers; at most {limits.answer_values} are allowed "
             "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
         )
 
@@ -280,10 +291,9 @@ class _Options:
     def probabilities(self, key: str) -> tuple[float, ...]:
         """As `numbers`, each between 0 and 1."""
         values = self.numbers(key)
-        for value in values:
-            if not 0 < value < 1:
-                percent = f" ({value:g} % is {value / 100:g})" if 1 < value < 100 else ""
-                self._problems.append(Problem(f"{key!r} {value:g} is not between 0 and 1, both excluded{percent}"))
+        for value in islice((value for value in values if not 0 < value < 1), _ENOUGH):
+            percent = f" ({value:g} % is {value / 100:g})" if 1 < value < 100 else ""
+            self._problems.append(Problem(f"{key!r} {value:g} is not between 0 and 1, both excluded{percent}"))
         return values
 
     def whole_number(self, key: str, *, largest: int) -> int | None:

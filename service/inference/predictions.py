@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,18 +108,18 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
 
 def check_support(question: Question, targets: CalibratedTargets) -> None:
     """Raise InvalidRequestError where some row's calibration rows are too few for a coverage or a probability asked for."""
-    unsupported = _lacks(question.coverage, question.quantiles, targets.residual_rows, targets.interval)
+    extremes = _extremes(question.coverage)[1:], _extremes(question.quantiles)
+    unsupported = _too_small(*extremes, targets.residual_rows, targets.interval)
     if not unsupported:
         return
     if targets.group_feature is None:
-        raise refuse([Problem(sentence) for sentence in unsupported[0] if sentence])
+        raise refuse([Problem(sentence) for sentence in _lacks(question, targets, group=0)])
     groups = _groups(question.x, targets)
     problems = [
         Problem(f"{_group_name(group, targets)}: {sentence}", row=row, feature=targets.group_column)
-        for row in np.flatnonzero(np.isin(groups, list(unsupported)))[: LISTED_PROBLEMS + 1].tolist()
+        for row in np.flatnonzero(np.isin(groups, unsupported))[: LISTED_PROBLEMS + 1].tolist()
         for group in (int(groups[row]),)
-        for sentence in unsupported[group]
-        if sentence
+        for sentence in _lacks(question, targets, group=group)
     ]
     if problems:
         raise refuse(problems)
@@ -134,8 +135,11 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
     kind = outputs["location"].dtype
     extra = {}
     if question.quantiles:
-        factors = np.stack([quantile_factors(residuals, question.quantiles) for residuals in targets.residuals])
-        extra["quantiles"] = _raw(location, scale, factors[groups], targets).astype(kind)
+        present, places = np.unique(groups, return_inverse=True)
+        factors = [quantile_factors(targets.residuals[group], question.quantiles) for group in present]
+        shape = (len(targets.names), len(question.quantiles))
+        by_row = np.reshape(factors, (-1, *shape))[places]
+        extra["quantiles"] = _raw(location, scale, by_row, targets).astype(kind)
     if question.thresholds:
         standardised = _standardised(np.array(question.thresholds), location, scale, targets)
         inside = _by_group(standardised, groups, targets, cumulative_probability)
@@ -163,16 +167,29 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
         raise refuse([Problem(f"the prediction of {targets[target]} {far}", row=row) for row, target in places])
 
 
+def _extremes(values: tuple[float, ...]) -> tuple[float, ...]:
+    """The smallest and the largest; nothing of nothing."""
+    return (min(values), max(values)) if values else ()
+
+
 @lru_cache(maxsize=1024)
-def _lacks(
-    coverage: tuple[float, ...], quantiles: tuple[float, ...], rows: tuple[int, ...], interval: IntervalKind
-) -> dict[int, list[str | None]]:
-    """By number of a group that cannot give all of them: for each, what it lacks. rows: by group."""
-    wanted = [(c, "coverage") for c in coverage] + [(p, "quantile") for p in quantiles]
-    lacks = {group: [_lack(value, what, count, interval) for value, what in wanted] for group, count in enumerate(rows)}
-    return {group: sentences for group, sentences in lacks.items() if any(sentences)}
+def _too_small(
+    largest_coverage: tuple[float, ...], quantiles: tuple[float, ...], rows: tuple[int, ...], interval: IntervalKind
+) -> list[int]:
+    """The groups that cannot give all of them; those between two that a group can give, it can give too. rows: by group."""
+    wanted = [(c, "coverage") for c in largest_coverage] + [(p, "quantile") for p in quantiles]
+    return [group for group, count in enumerate(rows) if any(_lack(value, what, count, interval) for value, what in wanted)]
 
 
+def _lacks(question: Question, targets: CalibratedTargets, *, group: int) -> list[str]:
+    """What a group lacks for each coverage and quantile that it cannot give."""
+    rows = targets.residual_rows[group]
+    wanted = [(c, "coverage") for c in question.coverage] + [(p, "quantile") for p in question.quantiles]
+    found = (_lack(value, what, rows, targets.interval) for value, what in wanted)
+    return list(islice((sentence for sentence in found if sentence), LISTED_PROBLEMS + 1))
+
+
+@lru_cache(maxsize=4096)
 def _lack(value: float, what: str, rows: int, interval: IntervalKind) -> str | None:
     """What `rows` calibration rows lack for a coverage or quantile, or None where they are enough."""
     if what == "coverage":

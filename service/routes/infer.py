@@ -3,12 +3,11 @@
 from starlette.types import Scope
 
 from service.codecs.infer import InferRequest, answer, check_finite, finite, read_infer
-from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.routes.answers import LARGE_BYTES, Content, header
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import Asked, Protocol, limits_of
 from service.settings import Settings
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
@@ -25,7 +24,7 @@ def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> 
         features=model.features,
         targets=len(model.targets.names),
         default_coverage=model.manifest.default_coverage,
-        limits=Limits(rows=settings.max_rows, answer_values=settings.max_answer_values),
+        limits=limits_of(settings),
     )
     warned = len(request.warnings)
     return Asked(request.question, request.outputs, request, unusual_rows=warned, timeout_seconds=request.timeout_seconds)

@@ -6,13 +6,13 @@ from typing import Any
 from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
-from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
 from service.routes.answers import JSON, LARGE_BYTES, Content, header
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import Asked, Protocol, limits_of
 from service.settings import Settings
 
 _PREFIX = "/v1/models/{name}"
@@ -24,7 +24,7 @@ Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, bytes], Asked[RowsRequest]]:
     def read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
         targets, coverage = len(model.targets.names), model.manifest.default_coverage
-        limits = Limits(rows=settings.max_rows, answer_values=settings.max_answer_values)
+        limits = limits_of(settings)
         form = FORMATS.get(_media_type(scope))
         if form is None:
             refuse_options(scope["query_string"])

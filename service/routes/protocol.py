@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import Scope
 
+from service.codecs.rows import Limits
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import Question
@@ -36,3 +37,8 @@ class Protocol:
     write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
     takes_long: Callable[[Scope, bytes], bool]
     """Whether reading this body may take long, and belongs in a thread."""
+
+
+def limits_of(settings: Settings) -> Limits:
+    """How large a request may be."""
+    return Limits(rows=settings.max_rows, answer_values=settings.max_answer_values, levels=settings.max_levels)

@@ -182,6 +182,8 @@ def test_too_many_rows_or_numbers_are_refused():
         read({"inputs": inputs}, rows=2)
     with pytest.raises(TooLargeError, match="18 numbers; at most 17"):
         read({"inputs": inputs}, answer_values=17)
+    with pytest.raises(TooLargeError, match="asks for 3 coverages and quantiles; at most 2"):
+        read({"inputs": inputs, "parameters": {"coverage": "0.5,0.6,0.7"}}, levels=2)
     assert read({"inputs": inputs, "outputs": [{"name": "mean"}]}, answer_values=3).outputs == ("mean",)
 
 

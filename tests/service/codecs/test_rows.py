@@ -128,6 +128,26 @@ def test_an_answer_that_would_explode_is_refused_with_the_limit_and_its_setting(
         read({"instances": [[1, 2]] * 10, "samples": 1000})
 
 
+def test_too_many_coverages_and_quantiles_are_refused_with_the_limit_and_its_setting():
+    with pytest.raises(
+        TooLargeError, match=r"asks for 3 coverages and quantiles; at most 2 are allowed \(setting max_levels\)"
+    ):
+        read({"instances": [[1, 2]], "coverage": [0.5, 0.6], "quantiles": 0.5}, levels=2)
+    assert read({"instances": [], "coverage": [0.5, 0.6]}, levels=2).question.coverage == (0.5, 0.6)
+
+
+def test_no_rows_may_not_be_asked_without_end_either():
+    with pytest.raises(TooLargeError, match=r"would hold 20005 numbers"):
+        read({"instances": [], "thresholds": [1] * 20_000})
+
+
+@pytest.mark.parametrize("request_", [{f"k{number}": 0 for number in range(1000)}, {"coverage": [2] * 1000}])
+def test_no_more_problems_are_looked_for_than_are_told(request_):
+    error = refusal({"instances": []} | request_)
+    assert len(error.problems) == 21
+    assert error.sentence.startswith("the request has more than 20 problems; the first: ")
+
+
 def read_or_refused(body, features):
     try:
         return read_request(body, features, targets=2, default_coverage=0.9, limits=LIMITS)

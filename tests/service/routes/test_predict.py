@@ -196,6 +196,8 @@ async def test_a_compressed_body_is_measured_by_what_it_holds(repository):
     [
         ({"max_rows": 2}, {"instances": [[1, 2]] * 3}, 413),
         ({"max_answer_values": 10}, {"instances": [[1, 2]], "samples": 6}, 413),
+        ({"max_levels": 2}, {"instances": [[1, 2]], "coverage": [0.5, 0.6], "quantiles": [0.5]}, 413),
+        ({"max_levels": 2}, {"instances": [[1, 2]], "coverage": [0.5], "quantiles": [0.5]}, 200),
         ({"max_rows": 2, "max_queued_rows": 2}, {"instances": [[1, 2]] * 2}, 200),
     ],
 )
