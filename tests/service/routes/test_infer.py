@@ -203,7 +203,7 @@ async def test_of_a_shared_run_only_the_request_with_the_row_too_far_is_refused(
 
 
 @pytest.mark.parametrize(("rows", "binary", "long"), [(10, True, False), (10_000, True, False), (200_000, True, True),
-                                                       (10, False, False), (10_000, False, True)])  # fmt: skip
+                                                       (10, False, False), (20_000, False, True)])  # fmt: skip
 def test_only_what_takes_long_to_read_is_read_in_a_thread(rows, binary, long):
     x = np.full((rows, 2), 1.5)
     if binary:
