@@ -291,7 +291,7 @@ async def bad_files(folder: Path, options: argparse.Namespace) -> tuple[str, lis
                 stream.write(content or b"")
                 if content is None:
                     stream.truncate(3 * 2**30)
-            reason = await _reason(http, service, version)
+            reason = await _reason(http, service, version, repository)
             rows.append([what, reason or "(none)"])
             if reason is None:
                 wrong.append(f"{what}: no reason can be read")
@@ -301,13 +301,13 @@ async def bad_files(folder: Path, options: argparse.Namespace) -> tuple[str, lis
     return table(["File dropped in", "reason told"], rows), wrong + found.wrong
 
 
-async def _reason(http: httpx.AsyncClient, service: _Service, version: int) -> str | None:
+async def _reason(http: httpx.AsyncClient, service: _Service, version: int, repository: Path) -> str | None:
     end = time.monotonic() + 40
     while time.monotonic() < end:
         described = (await http.get(f"{service.url}/v1/models/m")).json()
         for one in described["versions"]:
             if one["version"] == str(version) and "reason" in one:
-                return str(one["reason"])[:160]
+                return str(one["reason"]).replace(f"{repository}/", "")[:160]
         await asyncio.sleep(0.2)
     return None
 

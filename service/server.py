@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from functools import partial
 from types import FrameType
@@ -25,6 +26,8 @@ logger = logging.getLogger("service")
 
 _CHECK_TICKS = 5
 _LAST_ACCEPT_SECONDS = 0.05
+_SWITCH_SECONDS = 0.0005
+"""The event loop and the threads of large requests wait for each other so long at most; Python's default is ten times that."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -106,6 +109,7 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     server = DrainingServer(config, state)
     server.run(sockets=None if listening is None else [listening])
     return 0 if server.started else 1

@@ -104,8 +104,7 @@ class Batcher:
         self._turns = 0
         self._queue: list[Call] = []  # waits for the thread
         self._worker: asyncio.Task[None] | None = None
-        self.queued_rows = 0
-        """Rows that have neither been answered nor given up."""
+        self._rows = {True: 0, False: 0}  # by whether their calls are small: that have neither been answered nor given up
 
     async def outputs(
         self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
@@ -150,16 +149,28 @@ class Batcher:
         deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
         call = Call(x, coverage, outputs, came=now, deadline=deadline, done=done)
         self._ready.append(call)
-        self.queued_rows += rows
+        self._rows[self._is_small(rows)] += rows
         return call
 
-    def check_room(self, rows: int = 1) -> None:
-        """Raise OverloadedError when so many rows more would be too many. Before a body is read it costs least to refuse it."""
-        if self.queued_rows + rows > self._limits.queued_rows:
+    @property
+    def queued_rows(self) -> int:
+        """Rows that have neither been answered nor given up."""
+        return sum(self._rows.values())
+
+    def check_room(self, rows: int | None = None) -> None:
+        """Raise OverloadedError when so many rows more would be too many; None: when even one more of a large call would be.
+
+        Small calls do not wait behind large ones, so these do not keep them out.
+        """
+        small = rows is not None and self._is_small(rows)
+        if self._rows[small] + (rows or 1) > self._limits.queued_rows:
             raise OverloadedError(
-                f"overloaded: {self.queued_rows} rows wait for this model, at most {self._limits.queued_rows} may "
+                f"overloaded: {self._rows[small]} rows wait for this model, at most {self._limits.queued_rows} may "
                 "(setting max_queued_rows); try again later"
             )
+
+    def _is_small(self, rows: int) -> bool:
+        return rows <= self._inline_rows
 
     def _flush(self) -> None:
         """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
@@ -168,9 +179,9 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._flush)
             return
         ready, self._ready = self._ready, []
-        small = [call for call in ready if len(call.x) <= self._inline_rows]
+        small = [call for call in ready if self._is_small(len(call.x))]
         if len(small) < len(ready):
-            self._enqueue([call for call in ready if len(call.x) > self._inline_rows])
+            self._enqueue([call for call in ready if not self._is_small(len(call.x))])
         while small:
             calls, small = _shared(small, rows=self._inline_rows)
             calls = self._starting(calls)
@@ -210,7 +221,7 @@ class Batcher:
         if call.over:
             return
         call.over = True
-        self.queued_rows -= len(call.x)
+        self._rows[self._is_small(len(call.x))] -= len(call.x)
         if call.timer is not None:
             call.timer.cancel()
         if result is not None:

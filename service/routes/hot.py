@@ -15,7 +15,7 @@ from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import check_support
 from service.metrics import OK
-from service.routes.answers import CLIENT_GONE, LARGE_ROWS, Content, error_content, read_body, send_content
+from service.routes.answers import CLIENT_GONE, LARGE_BYTES, LARGE_ROWS, Content, error_content, header, read_body, send_content
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
@@ -61,6 +61,9 @@ class Predictions:
         result: Content | Exception = RuntimeError("the request was cancelled")
         try:
             model = work.find_model(route.names)
+            length = header(scope, b"content-length")
+            if length is not None and length.isdigit() and int(length) > LARGE_BYTES:
+                model.batcher.check_room()  # before its body is read a request costs least to refuse
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
             long = route.protocol.takes_long(scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
@@ -121,7 +124,6 @@ class _Work:
         if method != "POST":
             raise MethodNotAllowedError(f"{method} is not allowed here; use POST", headers={"Allow": "POST"})
         self._model = model = self._state.repository.model(**names) if names else self._state.default_model()
-        model.batcher.check_room()
         return model
 
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:

@@ -13,6 +13,8 @@ from service.settings import Settings
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
 _FINITE = "finite"
+_RAW_TO_JSON = 20
+"""A byte of JSON takes as long to read as so many raw ones."""
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
@@ -54,4 +56,11 @@ def _json_bytes(scope: Scope) -> int | None:
     return int(given)
 
 
-V2 = Protocol("infer", _read, _write, lambda _, body: len(body) > LARGE_BYTES)
+def _takes_long(scope: Scope, body: bytes) -> bool:
+    text = header(scope, JSON_LENGTH_HEADER)
+    if text is None or not text.isdigit() or len(text) > len(str(LARGE_BYTES)):
+        return len(body) > LARGE_BYTES
+    return int(text) + (len(body) - int(text)) // _RAW_TO_JSON > LARGE_BYTES
+
+
+V2 = Protocol("infer", _read, _write, _takes_long)

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 
 from models.artifact import open_model
 from models.manifest import Target
+from service.routes.infer import V2
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
 
@@ -199,3 +200,14 @@ async def test_of_a_shared_run_only_the_request_with_the_row_too_far_is_refused(
     assert (near.status_code, far.status_code, other.status_code) == (200, 400, 200)
     assert "row 0: " in far.json()["error"]
     assert "too far from the training rows" in far.json()["error"]
+
+
+@pytest.mark.parametrize(("rows", "binary", "long"), [(10, True, False), (10_000, True, False), (200_000, True, True),
+                                                       (10, False, False), (20_000, False, True)])  # fmt: skip
+def test_only_what_takes_long_to_read_is_read_in_a_thread(rows, binary, long):
+    x = np.full((rows, 2), 1.5)
+    if binary:
+        content, headers = x.tobytes(), [(b"inference-header-content-length", b"0")]
+    else:
+        content, headers = orjson.dumps(body(x)), []
+    assert V2.takes_long({"headers": headers}, content) is long

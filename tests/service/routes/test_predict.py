@@ -208,13 +208,34 @@ async def test_every_limit_holds(repository, settings, request_, status):
 
 async def test_an_overloaded_model_answers_503_with_retry_after(repository):
     async with running(repository, max_rows=2, max_queued_rows=2) as service:
-        asked = [*([[1, 2]] for _ in range(4)), "nothing that could be read"]
-        answers = await asyncio.gather(*(service.predict(instances=instances) for instances in asked))
-    assert answers[-1].status_code == 503  # before it is read
+        answers = await asyncio.gather(*(service.predict(instances=[[1, 2]]) for _ in range(5)))
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) == 3
     assert refused[0].headers["retry-after"] == "1"
     assert "max_queued_rows" in refused[0].json()["error"]
+
+
+async def test_large_requests_keep_no_small_ones_out_and_are_refused_before_they_are_read(repository):
+    held, may_run = threading.Event(), threading.Event()
+    async with running(repository, max_rows=3000, max_queued_rows=3000) as service:
+        batcher = service.state.repository.model("m").batcher
+        batcher._inline_rows, run = 10, batcher._run
+
+        def slow(x, *arguments):
+            if len(x) > 10:
+                held.set()
+                assert may_run.wait(10)
+            return run(x, *arguments)
+
+        batcher._run = slow
+        large = asyncio.create_task(service.predict(instances=rows(3000)))
+        assert await asyncio.to_thread(held.wait, 10)
+        refused = await service.http.post("/v1/models/m:predict", content=b"nothing that could be read" * 5000)
+        small = await service.predict(instances=[[1, 2]])
+        may_run.set()
+        assert (await large).status_code == 200
+    assert (refused.status_code, small.status_code) == (503, 200)
+    assert "3000 rows wait" in refused.json()["error"]
 
 
 async def test_a_request_past_its_deadline_is_a_504(repository):
