@@ -35,6 +35,9 @@ Load = Callable[[Path, str, int], ServedModel]
 Signature = tuple[int, int, int]
 """Inode, size and time of change of a file: another one means another file."""
 
+Identity = tuple[int, int]
+"""Device and inode of a folder."""
+
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MISSING_FOLDER_SECONDS = 1.0
 
@@ -89,6 +92,9 @@ class Repository:
         self._scanning = asyncio.Lock()
         self._refused_names: set[str] = set()
         self._waiting_for: str | None = None
+        self._identity: Identity | None = None
+        """Of the folder that was read last."""
+        self._outage: str | None = None
 
     def waiting_for(self) -> str | None:
         """What keeps the service from being ready, or None where every model can answer."""
@@ -172,8 +178,9 @@ class Repository:
             try:
                 found = await asyncio.to_thread(self._scan)
             except OSError as error:  # an outage of the file system takes no model away
-                logger.error("the model repository cannot be read (%s); what is loaded goes on serving", error)  # noqa: TRY400
+                self._tell_outage(str(error))
                 return
+            self._tell_outage(None)
             changed = False
             for name in self.entries.keys() - found.keys():
                 del self.entries[name]
@@ -195,7 +202,7 @@ class Repository:
 
     async def _watch_folder(self) -> None:
         """Watch the folder that stands there now, until another does."""
-        watched = _inode(self.path)
+        watched = _identity(self.path)
         if watched is None:
             await asyncio.sleep(_MISSING_FOLDER_SECONDS)
             await self.rescan()
@@ -206,10 +213,23 @@ class Repository:
         async with contextlib.aclosing(changes):
             async for _ in changes:
                 await self.rescan()
-                if _inode(self.path) != watched:
+                if _identity(self.path) != watched:
                     return
 
     def _scan(self) -> dict[str, Found]:
+        """What the folder holds. Raises OSError where that cannot be told, as where a volume is gone that was there before."""
+        before = _identity(self.path)
+        found = self._found()
+        if self.entries and before is None:
+            raise FileNotFoundError(f"{self.path} is gone")
+        if before != _identity(self.path):
+            raise OSError(f"{self.path} was replaced while it was read")
+        if self.entries and not found and before != self._identity:  # what stands there when a volume is no longer mounted
+            raise FileNotFoundError(f"{self.path} is another folder, without a model")
+        self._identity = before
+        return found
+
+    def _found(self) -> dict[str, Found]:
         found = {}
         for folder in _folders(self.path):
             if MODEL_NAME.fullmatch(folder.name):
@@ -256,11 +276,13 @@ class Repository:
         return before != _state(entry)
 
     async def _take_in(self, name: str, version: int, entry: Entry) -> None:
-        path = self.path / name / str(version) / MODEL_FILE
+        path, told = self.path / name / str(version) / MODEL_FILE, entry.failures.get(version)
         try:
             model = await asyncio.to_thread(self._load, path, name, version)
         except (ArtifactError, DeviceError) as error:
             entry.failures[version] = str(error)
+            if isinstance(error.__cause__, OSError):  # nothing is known of the file, so the next scan tries again
+                del entry.signatures[version]
         except Exception as error:
             entry.failures[version] = f"{path}: cannot be loaded ({type(error).__name__}: {error})"
             logger.exception("model %s version %d: an unforeseen problem", name, version)
@@ -271,8 +293,18 @@ class Repository:
             logger.info("model %s version %d is ready on %s (sha256 %s)", name, version, model.device.name, model.sha256[:12])
             return
         self._reloads["refused"] += 1
+        if entry.failures[version] == told:
+            return
         serving = f"version {entry.default.version} goes on serving" if entry.default else "nothing serves this model"
         logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
+
+    def _tell_outage(self, reason: str | None) -> None:
+        """Say once what keeps the repository from being read, and when it is over."""
+        if reason is not None and reason != self._outage:
+            logger.error("the model repository cannot be read (%s); what is loaded goes on serving", reason)
+        elif reason is None and self._outage is not None:
+            logger.info("the model repository can be read again")
+        self._outage = reason
 
     def _tell_what_is_waited_for(self) -> None:
         waiting_for = self.waiting_for()
@@ -285,12 +317,13 @@ def _state(entry: Entry) -> tuple[object, ...]:
     return dict(entry.served), dict(entry.failures), entry.unloaded, dict(entry.labels), entry.labels_problem
 
 
-def _inode(folder: Path) -> int | None:
+def _identity(folder: Path) -> Identity | None:
     """What tells a folder from another that takes its place; None where there is none."""
     try:
-        return folder.stat().st_ino if folder.is_dir() else None
-    except FileNotFoundError:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
 
 
 def _folders(path: Path) -> list[Path]:

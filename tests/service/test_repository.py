@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from models.artifact import ArtifactError
+from service import repository as module
 from service.errors import NotFoundError, UnavailableError
 from service.inference.batcher import RunLimits
 from service.inference.model import load_model
@@ -214,6 +215,72 @@ async def test_an_outage_of_the_file_system_takes_no_model_away(repository, monk
     assert models.model("m").version == 1
 
 
+async def test_a_file_that_could_not_be_read_is_tried_again(repository, caplog):
+    attempts = []
+
+    def flaky(path, name, version):
+        attempts.append(version)
+        if len(attempts) < 4:
+            raise ArtifactError("cannot be read (Input/output error)") from OSError(5, "Input/output error")
+        return load(path, name, version)
+
+    models = Repository(repository, flaky, loaded_versions=10, rescan_seconds=10.0)
+    for _ in range(3):
+        await models.rescan()
+        assert "Input/output error" in models.entry("m").failures[1]
+    assert caplog.text.count("version 1 is refused") == 1
+    for _ in range(2):
+        await models.rescan()
+    assert models.model("m").version == 1
+    assert not models.entry("m").failures
+    assert len(attempts) == 4
+
+
+async def test_a_repository_that_is_moved_away_and_back_is_served_all_the_while(repository, caplog):
+    models, away = await scanned(repository), repository.with_name("away")
+    repository.rename(away)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            await models.rescan()
+            assert models.model("m").version == 1
+            assert models.waiting_for() is None
+        assert caplog.text.count(f"cannot be read ({repository} is gone); what is loaded goes on serving") == 1
+        write_version(away, 2)
+        away.rename(repository)
+        await models.rescan()
+    assert "the model repository can be read again" in caplog.text
+    assert models.model("m").version == 2
+
+
+async def test_an_empty_folder_where_a_volume_was_mounted_takes_no_model_away(repository):
+    models, away = await scanned(repository), repository.with_name("away")
+    repository.rename(away)
+    repository.mkdir()
+    for _ in range(2):
+        await models.rescan()
+        assert models.model("m").version == 1
+    write_formula_model(repository / "n" / "1" / "model.onnx")
+    await models.rescan()  # not empty: it is what was meant
+    assert set(models.entries) == {"n"}
+    shutil.rmtree(repository / "n")
+    await models.rescan()
+    assert not models.entries
+
+
+async def test_a_repository_that_goes_while_it_is_read_takes_no_model_away(repository, monkeypatch):
+    models, folders = await scanned(repository), module._folders
+
+    def going(path):
+        found = folders(path)
+        if repository.exists():
+            repository.rename(repository.with_name("away"))
+        return found
+
+    monkeypatch.setattr(module, "_folders", going)
+    await models.rescan()
+    assert models.model("m").version == 1
+
+
 async def test_what_is_waited_for_is_said_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         models = await scanned(tmp_path / "nowhere")
@@ -273,11 +340,10 @@ async def test_a_repository_that_is_made_later_or_made_anew_is_watched(tmp_path,
         await until_changed()
         assert models.model("m").version == 1
         shutil.rmtree(path)
-        await until_changed()
-        assert not models.entries
         write_version(path, 3)
         await until_changed()
         assert models.model("m").version == 3
+        assert set(models.entry("m").served) == {3}
 
 
 async def test_a_file_system_that_cannot_be_watched_is_read_now_and_then(repository, monkeypatch, caplog):

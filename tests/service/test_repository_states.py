@@ -240,6 +240,14 @@ class RepositoryStates(RuleBasedStateMachine):
             assert told in (before[path], after[path]), path
         assert ready - lost <= {name for name, expected in self.expected.items() if expected.served}
 
+    @rule()
+    def outage(self):
+        """The volume is gone for a moment, and nothing with it."""
+        away = self.path.rename(self.folder / "away")
+        self.runner.run(self.app.state.service.repository.rescan())
+        self.runner.run(self.every_answer_is_that_of_the_one_file_that_the_rules_allow())
+        away.rename(self.path)
+
     # What must hold at any time
 
     @invariant()
