@@ -102,7 +102,7 @@ def test_a_bomb_is_refused_in_bounded_memory(start, repository):
     for answer in answers:
         assert answer.status_code == 413
         assert answer.json()["error"].startswith("the body is larger than 16777216 bytes (setting max_body_bytes)")
-    assert most_memory(process) - before < 400 * MIB  # four bodies, and 16 MiB of what each holds
+    assert most_memory(process) - before < 250 * MIB  # four bodies, and 16 MiB of what each holds
     assert counted(process.url, "errorbar_rejected_total", "too_large") == 4
     assert httpx.post(f"{process.url}/v1/models/m:predict", json=ROW).status_code == 200
     assert process.stop() == 0
