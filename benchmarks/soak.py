@@ -36,6 +36,7 @@ from benchmarks.serving.processes import resident
 from benchmarks.training_speed.page import merged, table
 from models.artifact import cpu_session, read_model
 from training.publish import publish
+from training.publish import versions as versions_in
 
 TITLE = "# The service under load, while the worst happens to it"
 _NETWORK = {"members": 2, "width": 32, "depth": 1, "frequencies": 0}
@@ -405,6 +406,61 @@ async def _workers(service: _Service) -> set[int]:
     return alive
 
 
+_PUBLISHER = """
+import sys
+from pathlib import Path
+from training import publish
+print("begun", flush=True)
+while True:
+    publish.publish(Path(sys.argv[1]), Path(sys.argv[2]), name="m")
+"""
+
+
+async def publishers(folder: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Publishers that are killed at random moments: every version that is there is whole, and the service goes on."""
+    (file,) = _models(folder, 1)
+    repository, rng = folder / "repository", random.Random(0)  # noqa: S311 - not for secrets
+    publish(file, repository, name="m")
+    models, seen, wrong = repository / "m", {1}, []
+    async with _service(repository) as service, _load(service, 2, _right(_mean(file))) as found:
+        for _ in range(options.kills):
+            command = ["-c", _PUBLISHER, str(file), str(repository)]
+            process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            await process.stdout.readline()
+            await asyncio.sleep(rng.uniform(0, 0.1))
+            process.kill()
+            await process.wait()
+            there = versions_in(models)
+            seen |= {*there}
+            whole = {version: (models / str(version) / "model.onnx").read_bytes() == file.read_bytes() for version in there}
+            wrong += [f"version {version} is not whole" for version in there if not whole[version]]
+            for version in there[:-5]:  # or the disk fills up
+                shutil.rmtree(models / str(version))
+        unfinished = len([*models.glob(".publishing-*")])
+        states = await _states_with(service, publish(file, repository, name="m").parent.name)
+    wrong += [f"version {version} is {state}" for version, state in states.items() if state != "ready"] + found.wrong
+    rows = [
+        ["publishers killed", str(options.kills)],
+        ["versions published, all whole", f"{len(seen):,}"],
+        ["unfinished folders left, which nobody sees", str(unfinished)],
+        ["answers meanwhile, wrong ones", f"{found.answers:,}, {len(found.wrong)}"],
+    ]
+    return table(["Publishers killed at random moments", ""], rows), wrong
+
+
+async def _states_with(service: _Service, version: str) -> dict[str, str]:
+    """States of all versions, once this one is ready, or after too long."""
+    end = time.monotonic() + 40
+    async with httpx.AsyncClient() as http:
+        while True:
+            shown = (await http.get(f"{service.url}/v1/models/m")).json()["versions"]
+            states = {version: "not there"} | {one["version"]: one["state"] for one in shown}
+            if states[version] == "ready" or time.monotonic() > end:
+                return states
+            await asyncio.sleep(0.2)
+
+
 async def one_connection(folder: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
     """Many tiny requests on one connection, a hundred at a time."""
     (file,) = _models(folder, 1)
@@ -433,6 +489,7 @@ PARTS: dict[str, tuple[str, Callable[[Path, argparse.Namespace], Coroutine[Any, 
     "files": ("Files that are no models", bad_files),
     "overload": ("Overload", overload),
     "signals": ("Signals", signals),
+    "publishers": ("Publishers that are killed", publishers),
     "connection": ("One connection", one_connection),
 }
 
@@ -446,6 +503,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=200, help="of part publishing")
     parser.add_argument("--seconds", type=float, default=10, help="of each load of part overload")
     parser.add_argument("--times", type=int, default=10, help="of SIGTERM; half as many of kill -9")
+    parser.add_argument("--kills", type=int, default=100, help="of publishers")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of part connection")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     options = parser.parse_args(arguments)

@@ -76,6 +76,10 @@ def _copy_to_disk(source: Path, target: Path) -> None:
             os.fsync(written.fileno())
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ArtifactError(f"{source}: cannot be read ({error.strerror})") from error
+    except OSError as error:
+        if error.filename is None:  # writing does not tell where
+            error.filename = os.fspath(target.parent.parent)
+        raise
     target.chmod(0o644)
 
 

@@ -4,7 +4,10 @@ import pytest
 
 from benchmarks import soak
 
-SHORT = ["--minutes", "0.1", "--every", "2", "--connections", "20", "--seconds", "1", "--times", "2", "--requests", "3000"]
+SHORT = [
+    *("--minutes", "0.1", "--every", "2", "--connections", "20", "--seconds", "1"),
+    *("--times", "2", "--kills", "5", "--requests", "3000"),
+]
 
 
 @pytest.mark.parametrize("part", soak.PARTS)

@@ -19,10 +19,10 @@ ADDRESS = re.compile(r"(?:running on|workers serve) (http://127\.0\.0\.1:\d+)")
 
 
 class Process:
-    """`python -m service` on a free port."""
+    """`python -m service`, or another program, on a free port."""
 
-    def __init__(self, repository, *flags):
-        command = [sys.executable, "-m", "service", "--repository", os.fspath(repository), "--port", "0", *flags]
+    def __init__(self, repository, *flags, program=("-m", "service")):
+        command = [sys.executable, *program, "--repository", os.fspath(repository), "--port", "0", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log = []
         self.url = self.wait_for(ADDRESS).group(1)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -177,6 +178,52 @@ def test_a_folder_that_a_failed_publisher_removes_at_this_moment_is_made_again(m
     monkeypatch.setattr(Path, "mkdir", removed_once)
     assert publish(model, tmp_path, name="sine").parent.name == "1"
     assert len(made) == 2
+
+
+def test_a_file_that_cannot_be_written_whole_is_told_with_its_folder(model, tmp_path):
+    publish(model, tmp_path, name="sine")
+    before = (tmp_path / "sine" / "1" / "model.onnx").read_bytes()
+    program = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)
+runpy.run_module("training", run_name="__main__")
+"""
+    command = [sys.executable, "-c", program, "publish", model, tmp_path, "--name", "sine"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {tmp_path / 'sine'}: File too large\n"
+    assert entries(tmp_path / "sine") == ["1"]
+    assert (tmp_path / "sine" / "1" / "model.onnx").read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_holds_whole_versions_alone(model, small_disk):
+    published = []
+
+    def publish_on():
+        while len(published) < 20:
+            published.append(publish(model, small_disk, name="sine"))
+
+    with pytest.raises(OSError, match=f"No space left on device: '{small_disk}/sine'"):
+        publish_on()
+    assert 0 < len(published) < 20
+    assert entries(small_disk / "sine") == [str(version) for version in range(1, len(published) + 1)]
+    assert all(read_manifest(path) for path in published)
+    shutil.rmtree(published[0].parent)  # somebody makes room
+    assert publish(model, small_disk, name="sine").parent.name == str(len(published) + 1)
 
 
 def test_a_full_disk_is_no_fault_of_the_model_and_leaves_nothing(model, tmp_path, monkeypatch):
