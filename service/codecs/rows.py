@@ -29,6 +29,7 @@ OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
 _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
+_REMEMBERED_NUMBERS = 100
 _ROWS_AT_ONCE = 1000
 """Written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
@@ -149,7 +150,9 @@ class RowNumbers:
 def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets: tuple[str, ...]) -> RowNumbers:
     """The numbers of a prediction. What is not finite, which JSON cannot hold, is `null` among the texts."""
     more = {name: array for name in _MORE if (array := getattr(prediction, name)) is not None}
-    template = _template(coverage, targets, tuple((name, array.shape[2]) for name, array in more.items()))
+    counts = tuple((name, array.shape[2]) for name, array in more.items())
+    long = len(coverage) + sum(count for _, count in counts) > _REMEMBERED_NUMBERS
+    template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in memory
     rows, texts = len(prediction.mean), []
     for start in range(0, rows, _ROWS_AT_ONCE):
         texts += _number_texts(prediction, [*more.values()], slice(start, start + _ROWS_AT_ONCE), coverages=len(coverage))

@@ -53,6 +53,12 @@ class Question:
         return bool(self.quantiles or self.thresholds or self.samples)
 
     @property
+    def numbers(self) -> int:
+        """Of the answer, for each target."""
+        of_row = 3 + 2 * len(self.coverage) + len(self.quantiles) + len(self.thresholds) + self.samples
+        return len(self.x) * of_row
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The graph's outputs that the answer needs."""
         return _ALL_OUTPUTS if self.of_the_calibration else _OUTPUTS

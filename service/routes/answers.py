@@ -25,7 +25,7 @@ CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
 JSON = b"application/json"
 LARGE_BYTES = 100_000
-LARGE_ROWS = 500
+LARGE_NUMBERS = 2500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
 
 

@@ -15,7 +15,16 @@ from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import check_support
 from service.metrics import OK
-from service.routes.answers import CLIENT_GONE, LARGE_BYTES, LARGE_ROWS, Content, error_content, header, read_body, send_content
+from service.routes.answers import (
+    CLIENT_GONE,
+    LARGE_BYTES,
+    LARGE_NUMBERS,
+    Content,
+    error_content,
+    header,
+    read_body,
+    send_content,
+)
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
@@ -71,7 +80,7 @@ class Predictions:
             part = await model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
             )
-            large = len(question.x) > LARGE_ROWS
+            large = question.numbers > LARGE_NUMBERS
             result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
@@ -89,11 +98,19 @@ class Predictions:
             if isinstance(result, Exception):
                 end(work.end(result))
                 return
+            if asked.question.numbers > LARGE_NUMBERS:
+                loop = asyncio.get_running_loop()
+                loop.run_in_executor(None, work.write, model, asked, result).add_done_callback(written)
+                return
             try:
                 content: Content | Exception = work.write(model, asked, result)
             except Exception as error:  # noqa: BLE001 - the caller tells of it
                 content = error
             end(work.end(content))
+
+        def written(future: asyncio.Future[Content]) -> None:
+            error = future.exception()
+            end(work.end(error if isinstance(error, Exception) else future.result()))
 
         try:
             model = work.find_model(route.names)

@@ -233,3 +233,11 @@ def test_a_warning_may_hold_the_word_null():
 
 def test_no_rows_get_no_predictions():
     assert b'"predictions":[]' in answer(prediction(0, 1, 1), {}, coverage=(0.9,), targets=("y",), model={})
+
+
+def test_templates_of_long_answers_are_not_kept():
+    rows._template.cache_clear()
+    for samples in (3, 4, 5000, 5001):
+        numbers = row_numbers(prediction(1, 1, 1, samples=np.zeros((1, 1, samples))), coverage=(0.9,), targets=("y",))
+        assert numbers.per_row == 5 + samples
+    assert rows._template.cache_info().currsize == 2

@@ -12,6 +12,7 @@ import pytest
 from models.artifact import open_model
 from models.manifest import Target
 from service.codecs import arrow
+from service.routes import predict
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
 
@@ -236,6 +237,34 @@ async def test_large_requests_keep_no_small_ones_out_and_are_refused_before_they
         assert (await large).status_code == 200
     assert (refused.status_code, small.status_code) == (503, 200)
     assert "3000 rows wait" in refused.json()["error"]
+
+
+@pytest.mark.parametrize(("samples", "on_the_loop"), [(10, True), (100_000, False)])
+async def test_a_small_request_for_many_numbers_is_written_in_a_thread(repository, monkeypatch, samples, on_the_loop):
+    threads, answers = [], []
+
+    def noted(*arguments, **more):
+        threads.append(threading.current_thread())
+        return answer(*arguments, **more)
+
+    answer = predict.answer
+    monkeypatch.setattr(predict, "answer", noted)
+    body = orjson.dumps({"instances": [[1, 2]], "samples": samples})
+    scope = {"type": "http", "method": "POST", "path": "/v1/models/m:predict", "headers": [], "query_string": b""}
+    async with running(repository) as service:
+        direct = service.app.state.direct
+        done = asyncio.Event()
+
+        def end(head, content):
+            answers.append((head, content))
+            done.set()
+
+        direct.begin(direct.route(b"/v1/models/m:predict"), scope, body, done=end)
+        await asyncio.wait_for(done.wait(), 20)
+    assert (threads == [threading.main_thread()]) is on_the_loop
+    ((head, content),) = answers
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert len(orjson.loads(content)["predictions"][0]["samples"]) == samples
 
 
 async def test_a_request_past_its_deadline_is_a_504(repository):
