@@ -5,7 +5,18 @@ import os
 import platform
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
+
+
+def facts(libraries: Iterable[str], *, also: str = "") -> str:
+    """A sentence for a page of results: the machine, what `also` says of it, versions, the date."""
+    return f"{machine()}{also}; {versions(libraries)}; {datetime.now(UTC):%Y-%m-%d}."
+
+
+def load_before() -> str:
+    """What else the machine does, for `also`; ask before measuring."""
+    return f", load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
 
 
 def machine() -> str:

@@ -1,28 +1,25 @@
 """`python -m benchmarks.serving`: requests per second and latency of each server, in turn, on one core; wrk on another."""
 
 import argparse
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
 import httpx
 import numpy as np
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import facts, load_before
+from benchmarks.options import add_cores, check_wrk, count, counts, some_of
 from benchmarks.serving import environments
-from benchmarks.serving.candidates import CANDIDATES, FEATURES, PEERS, Candidate, Values, model_file, started
+from benchmarks.serving.candidates import CANDIDATES, FEATURES, LIBRARIES, PEERS, Candidate, Values, model_file, started
 from benchmarks.serving.environments import Environment
 from benchmarks.serving.load import Load, loaded
 from benchmarks.serving.models import NETWORKS, publish_model
-from benchmarks.serving.options import add_cores, count, counts
 from benchmarks.serving.processes import exit_on_sigterm
 from models.artifact import cpu_session, read_model
 
@@ -62,7 +59,7 @@ class Cell:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write DIR/serving.md; 1 where a server could not be measured, 2 for a wrong argument."""
     options = parsed(arguments)
-    busy = os.getloadavg()[0]
+    busy = load_before()
     made, without = _environments(options.servers, options.environments)
     head = f"# Speed of serving\n\n{_facts(options, made, busy)}"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -212,10 +209,9 @@ def _bare(repository: Path, sizes: Sequence[int]) -> dict[int, float]:
     return result
 
 
-def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: float) -> str:
-    libraries = versions(("errorbar", "fastapi", "uvicorn", "onnxruntime", "orjson"))
+def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: str) -> str:
     text = (
-        f"{machine()}, load {busy:.1f} before; {libraries}; {datetime.now(UTC):%Y-%m-%d}. One core for the server, one for "
+        f"{facts(LIBRARIES, also=busy)} One core for the server, one for "
         f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. `{_OURS} to it`: how "
         f"many times as many requests per second as this server {_OURS} answered."
     )
@@ -231,15 +227,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.servers is None:
         options.servers = [*CANDIDATES, *(PEERS if options.peers else ())]
-    if shutil.which("wrk") is None:
-        parser.error("wrk, which makes the load, is not installed (apt install wrk)")
+    check_wrk(parser)
     return options
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
-    known = ", ".join([*CANDIDATES, *PEERS])
-    parser.add_argument("--servers", type=_servers, metavar="A,B", help=f"of {known}; default: those of errorbar's environment")
+    known = [*CANDIDATES, *PEERS]
+    told = f"of {', '.join(known)}; default: those of errorbar's environment"
+    parser.add_argument("--servers", type=some_of(known, "server"), metavar="A,B", help=told)
     parser.add_argument("--peers", action="store_true", help="all of these, each peer in an environment that is made for it")
     parser.add_argument(
         "--environments", type=Path, default=environments.FOLDER, metavar="DIR", help="of the peers; default: %(default)s"
@@ -254,14 +250,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path(__file__).parents[1] / "results", metavar="DIR", help="default: %(default)s"
     )
     return parser
-
-
-def _servers(text: str) -> list[str]:
-    names = list(dict.fromkeys(text.split(",")))
-    unknown = [name for name in names if name not in CANDIDATES | PEERS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no server {unknown[0]!r}; there are {', '.join([*CANDIDATES, *PEERS])}")
-    return names
 
 
 if __name__ == "__main__":

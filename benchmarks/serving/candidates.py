@@ -18,7 +18,10 @@ from benchmarks.serving.processes import Server, running
 Values = NDArray[np.float64]
 
 FEATURES = 13
-_ROOT = Path(__file__).parents[2]
+LIBRARIES = ("errorbar", "fastapi", "uvicorn", "onnxruntime", "orjson")
+"""Those whose versions a page names."""
+ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2])}
+"""Of servers, which run in folders of their own and need this project's packages."""
 _START_SECONDS = 180.0
 _TOLD_CHARACTERS = 200
 _UNOBSERVED = {"RAY_USAGE_STATS_ENABLED": "0", "BENTOML_DO_NOT_TRACK": "True", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -189,7 +192,7 @@ def started(
         return answer.is_success
 
     with tempfile.TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
-        environment = {"PYTHONPATH": str(_ROOT)}
+        environment = dict(ENVIRONMENT)
         if candidate.peer is not None:
             path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by name
             environment |= _UNOBSERVED | {"PATH": path, "HOME": folder, "TMPDIR": folder}

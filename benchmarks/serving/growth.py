@@ -1,18 +1,16 @@
 """`python -m benchmarks.serving.growth`: how latency, memory and throughput of errorbar grow with what is asked of it."""
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.machine import machine, versions
-from benchmarks.serving.options import add_cores, count, counts
+from benchmarks.machine import facts, load_before
+from benchmarks.options import add_cores, check_wrk, count, counts, some_of
+from benchmarks.page import tell
+from benchmarks.serving.candidates import LIBRARIES
 from benchmarks.serving.parts import MOST_COVERAGES, MOST_ROWS, PARTS
 from benchmarks.serving.processes import exit_on_sigterm
-from benchmarks.training_speed.page import merged
 
 TITLE = "# Growth of serving"
 
@@ -21,27 +19,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts asked for, put their sections into DIR/growth.md, print them; 2 for a wrong argument."""
     options = parsed(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "growth.md"
     order = [title for title, _ in PARTS.values()]
     for part in options.parts:
         title, measure = PARTS[part]
-        facts = _facts()
-        text = f"{facts}\n\n{measure(options)}"
-        print(f"## {title}\n{text}\n", flush=True)
-        page = file.read_text(encoding="utf-8") if file.exists() else ""
-        file.write_text(merged(page, {title: text}, order=order, title=TITLE), encoding="utf-8")
+        made_on = facts(LIBRARIES, also=load_before())
+        tell(options.out / "growth.md", title, f"{made_on}\n\n{measure(options)}", order=order, title=TITLE)
     return 0
-
-
-def _facts() -> str:
-    libraries = versions(("errorbar", "fastapi", "uvicorn", "onnxruntime", "orjson"))
-    return f"{machine()}, load {os.getloadavg()[0]:.1f} before; {libraries}; {datetime.now(UTC):%Y-%m-%d}."
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; ends the program with 2 for a wrong one, and where there is no wrk."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.growth", description=__doc__)
-    parser.add_argument("--parts", type=_parts, default=list(PARTS), metavar="P,P", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "--parts", type=some_of(PARTS, "part"), default=list(PARTS), metavar="P,P", help=f"of {', '.join(PARTS)}; default: all"
+    )
     for name, default, what in (
         ("rows", (1, 10, 100, 1_000, 10_000, 100_000), "of a request, for part rows"),
         ("members", (1, 2, 4, 8, 16, 32, 64), "networks of an ensemble, for part members"),
@@ -71,16 +62,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"a request has at most {MOST_ROWS} rows")
     if max(options.coverages) > MOST_COVERAGES:
         parser.error(f"a request has at most {MOST_COVERAGES} coverages here")
-    if shutil.which("wrk") is None:
-        parser.error("wrk, which makes the load, is not installed (apt install wrk)")
+    check_wrk(parser)
     return options
-
-
-def _parts(text: str) -> list[str]:
-    unknown = [name for name in text.split(",") if name not in PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    return list(dict.fromkeys(text.split(",")))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import orjson
 
+from benchmarks.page import table
 from benchmarks.serving.candidates import (
     FEATURES,
     Candidate,
@@ -32,7 +33,6 @@ from benchmarks.serving.charts import Line, draw
 from benchmarks.serving.load import Load, loaded
 from benchmarks.serving.models import NETWORKS, publish_model
 from benchmarks.serving.processes import resident, running
-from benchmarks.training_speed.page import table
 
 MOST_ROWS = 100_000
 """Of a request: the service's own limit."""

@@ -21,11 +21,16 @@ _TOLD_LINES = 20
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. pid: of the process that was started. begun: when, by time.monotonic()."""
+    """A server that answers. begun: when it was started, by time.monotonic()."""
 
     port: int
-    pid: int
+    process: subprocess.Popen[bytes]
     begun: float
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self.process.pid
 
 
 @contextlib.contextmanager
@@ -66,7 +71,7 @@ def running(
                 if time.monotonic() > begun + seconds:
                     raise RuntimeError(f"it did not answer within {seconds:g} s: {_end_of(log)}")
                 time.sleep(0.02)
-            yield Server(port=port, pid=process.pid, begun=begun)
+            yield Server(port=port, process=process, begun=begun)
         finally:
             _stop(process, but=others)
 

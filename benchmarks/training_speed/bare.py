@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.training_speed.page import table
+from benchmarks.page import table
 from benchmarks.training_speed.work import COLUMNS, Work, default_options, few_rows, ratio, rounds, stacked, work
 from models.losses import loss
 

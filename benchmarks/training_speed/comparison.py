@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.training_speed.page import table
+from benchmarks.page import table
 from benchmarks.training_speed.usual import one_after_another
 from benchmarks.training_speed.work import COLUMNS, Work, default_options, ratio, rounds, stacked, work
 from training.config import NetworkOptions

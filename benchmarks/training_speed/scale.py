@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 
-from benchmarks.training_speed.page import table
+from benchmarks.page import table
 from benchmarks.training_speed.work import made_up_table
 from training.config import fit_options
 from training.fit import Epoch

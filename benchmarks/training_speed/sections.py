@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.training_speed.page import table
+from benchmarks.page import table
 from benchmarks.training_speed.work import COLUMNS, Work, default_options, few_rows, stacked, work
 from training.config import NetworkOptions
 

@@ -270,7 +270,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(program.httpx, "post", post)
     monkeypatch.setattr(program, "loaded", lambda *_, **__: load(10.0))
     monkeypatch.setattr(program, "publish_model", write)
-    monkeypatch.setattr(program.shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     return answers
 
 
@@ -324,7 +324,7 @@ def test_a_wrong_argument_is_one_sentence(quick, capsys, arguments, message):
 
 
 def test_without_wrk_the_program_says_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         program.main([])
     assert "apt install wrk" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import contextlib
 import re
+import shutil
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -81,7 +82,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "_ask", lambda url, request: None)
     monkeypatch.setattr(parts, "publish_model", write)
     monkeypatch.setattr(parts.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(growth.shutil, "which", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     return SimpleNamespace(commands=commands, asked=asked)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import soak
+from benchmarks.soak import __main__ as program
+from benchmarks.soak import parts
 
 SHORT = [
     *("--minutes", "0.1", "--every", "2", "--connections", "20", "--seconds", "1"),
@@ -10,12 +11,12 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("part", soak.PARTS)
+@pytest.mark.parametrize("part", parts.PARTS)
 def test_nothing_goes_wrong_under_load(part, tmp_path, capsys):
-    status = soak.main(["--parts", part, *SHORT, "--out", str(tmp_path)])
+    status = program.main(["--parts", part, *SHORT, "--out", str(tmp_path)])
     page = (tmp_path / "soak.md").read_text()
     assert status == 0, page
-    assert f"## {soak.PARTS[part][0]}\n" in page
+    assert f"## {parts.PARTS[part][0]}\n" in page
     assert "Nothing was wrong." in page
     assert page.split("\n", 2)[2].strip() in capsys.readouterr().out
 
@@ -25,8 +26,8 @@ def test_what_goes_wrong_is_told_and_is_the_status(tmp_path, monkeypatch):
         assert folder.is_dir()
         return f"{options.times} times", ["a wrong mean", "a wrong mean", "no answer"]
 
-    monkeypatch.setitem(soak.PARTS, "signals", ("Signals", part))
-    assert soak.main(["--parts", "signals", "--times", "7", "--out", str(tmp_path)]) == 1
+    monkeypatch.setitem(parts.PARTS, "signals", ("Signals", part))
+    assert program.main(["--parts", "signals", "--times", "7", "--out", str(tmp_path)]) == 1
     page = (tmp_path / "soak.md").read_text()
     assert "7 times\n\nWRONG, 3 times: a wrong mean; no answer" in page
 
@@ -35,5 +36,5 @@ def test_what_goes_wrong_is_told_and_is_the_status(tmp_path, monkeypatch):
     ("mean", "status", "problem"), [(2.0, 200, None), (2.1, 200, "mean 2.1 instead of 2"), (2.0, 503, "503: ")]
 )
 def test_an_answer_is_held_to_the_model(mean, status, problem):
-    found = soak._right(2.0)(status, b'{"predictions": [{"mean": %f}]}' % mean)
+    found = parts._right(2.0)(status, b'{"predictions": [{"mean": %f}]}' % mean)
     assert found is None if problem is None else found.startswith(problem)

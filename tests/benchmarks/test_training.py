@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import training
-from benchmarks.training_speed import bare, comparison, page, scale, sections, usual
+from benchmarks import page, training
+from benchmarks.training_speed import bare, comparison, scale, sections, usual
 from benchmarks.training_speed.work import default_options, features_of, few_rows, made_up_table, rounds, stacked, work
 from models.networks import ACTIVATIONS, Features
 from training.config import NetworkOptions
@@ -110,9 +110,10 @@ def test_operations_are_told_apart():
 
 
 def test_a_part_that_runs_anew_replaces_its_section_alone():
-    old = page.merged("", {"B": "old b", "A": "old a"}, order=["A", "B"])
+    told = {"order": ["A", "B"], "title": "# Training speed"}
+    old = page.merged("", {"B": "old b", "A": "old a"}, **told)
     assert old == "# Training speed\n\n## A\nold a\n\n## B\nold b\n"
-    assert page.merged(old, {"B": "new b"}, order=["A", "B"]) == old.replace("old b", "new b")
+    assert page.merged(old, {"B": "new b"}, **told) == old.replace("old b", "new b")
 
 
 def test_the_command_writes_the_parts_asked_for(tmp_path, monkeypatch, capsys, small_default):

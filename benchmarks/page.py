@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-
-TITLE = "# Training speed"
+from pathlib import Path
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -12,7 +11,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def merged(page: str, sections: Mapping[str, str], *, order: Sequence[str], title: str = TITLE) -> str:
+def tell(file: Path, section: str, text: str, *, order: Sequence[str], title: str) -> None:
+    """Print a section, and put it into `file`."""
+    print(f"## {section}\n{text}\n", flush=True)
+    page = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text(merged(page, {section: text}, order=order, title=title), encoding="utf-8")
+
+
+def merged(page: str, sections: Mapping[str, str], *, order: Sequence[str], title: str) -> str:
     """`page` with `sections` (title -> text) in place of its own of these titles; titles stand as in `order`, under `title`."""
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
     kept = {part: text.strip() for part, text in zip(parts[::2], parts[1::2], strict=True)} | dict(sections)

@@ -1,204 +1,38 @@
-"""`python -m benchmarks.soak`: what the service does under load for long, while the worst happens to it.
-
-Every part starts a service of its own on a free port, puts clients in closed loops on it (each sends its next request when its
-answer is there) and counts what must not be: an answer that is wrong, a connection that breaks. The status is 1 where there is
-any.
-"""
+"""The parts of the soak: each puts load on a service of its own while something happens to it, and tells what was wrong."""
 
 import argparse
 import asyncio
-import contextlib
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
-import tempfile
 import time
-from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import httptools
 import httpx
 import numpy as np
 import orjson
 
-from benchmarks.machine import machine, versions
-from benchmarks.serving.candidates import FEATURES
+from benchmarks.page import table
 from benchmarks.serving.models import publish_model
 from benchmarks.serving.processes import resident
-from benchmarks.training_speed.page import merged, table
+from benchmarks.soak.clients import Check, Found, load
+from benchmarks.soak.service import BODY, PATH, ROW, Service, request, started
 from models.artifact import cpu_session, read_model
 from training.publish import publish
 from training.publish import versions as versions_in
 
-TITLE = "# The service under load, while the worst happens to it"
 _NETWORK = {"members": 2, "width": 32, "depth": 1, "frequencies": 0}
-_ROW = [0.1 * number for number in range(FEATURES)]
-_BODY = orjson.dumps({"instances": [_ROW]})
-_PATH = "/v1/models/m:predict"
-_START_SECONDS = 60.0
-
-
-@dataclass
-class Found:
-    """What clients have met."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    """Answers that must not be, and connections that were broken in the middle of a request."""
-    seconds: list[float] = field(default_factory=list)
-    """Of the answers with status 200."""
-    away: bool = False
-    """Whether clients no longer connect anew, as a load balancer that has seen that the service is not ready."""
-
-    @property
-    def answers(self) -> int:
-        """Of all statuses."""
-        return sum(self.statuses.values())
-
-    def milliseconds(self, percent: float) -> float:
-        """A percentile of the latency of answers with status 200."""
-        return float(np.percentile(self.seconds, percent)) * 1e3 if self.seconds else float("nan")
-
-
-Check = Callable[[int, bytes], str | None]
-"""`check(status, body)`: what is wrong with an answer."""
-
-
-class _Client(asyncio.Protocol):
-    """One connection in a closed loop. It connects anew where the service closes it between two requests."""
-
-    def __init__(self, port: int, request: bytes, found: Found, check: Check):
-        self._port = port
-        self._request = request
-        self._found = found
-        self._check = check
-        self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
-        self._body = b""
-        self._sent = 0.0
-        self.waits = False
-        self._closes = False
-        self.stopped = False
-
-    async def connect(self) -> None:
-        with contextlib.suppress(ConnectionError):  # the service has ended
-            await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._parser = httptools.HttpResponseParser(self)
-        self._send()
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.waits and not self.stopped:
-            self._found.wrong.append(f"the connection broke in the middle of a request ({exc!r})")
-        self.waits = False
-        if not self.stopped and not self._found.away:
-            asyncio.get_running_loop().create_task(self.connect())
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"connection" and value.lower() == b"close":
-            self._closes = True
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        self.waits = False
-        status, body, self._body = self._parser.get_status_code(), self._body, b""
-        self._found.statuses[status] += 1
-        problem = self._check(status, body)
-        if problem is not None:
-            self._found.wrong.append(problem)
-        if status == 200:
-            self._found.seconds.append(time.perf_counter() - self._sent)
-        if not self._closes:
-            asyncio.get_running_loop().call_soon(self._send)
-
-    def _send(self) -> None:
-        assert self._transport is not None
-        if self.stopped or self._transport.is_closing():
-            self._transport.close()
-            return
-        self.waits, self._closes, self._sent = True, False, time.perf_counter()
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport.write(self._request)
-
-
-@dataclass
-class _Service:
-    url: str
-    port: int
-    process: Process
-    log: Path
-
-    def request(self, body: bytes = _BODY, *, path: str = _PATH, headers: str = "") -> bytes:
-        return f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-@contextlib.asynccontextmanager
-async def _service(repository: Path, *flags: str) -> AsyncIterator[_Service]:
-    """A service that is ready; killed afterwards if it still runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = repository.parent / f"log-{port}"
-    command = ["-m", "service", "--repository", str(repository), "--port", str(port), "--no-access-log", *flags]
-    with log.open("wb") as stream:
-        process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=stream)
-    service = _Service(f"http://127.0.0.1:{port}", port, process, log)
-    try:
-        end = time.monotonic() + _START_SECONDS
-        async with httpx.AsyncClient() as http:
-            while not await _is_ready(http, service):
-                if process.returncode is not None or time.monotonic() > end:
-                    raise RuntimeError(f"the service is not ready: {log.read_text()}")
-                await asyncio.sleep(0.1)
-        yield service
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def _is_ready(http: httpx.AsyncClient, service: _Service) -> bool:
-    try:
-        return (await http.get(f"{service.url}/v2/health/ready")).is_success
-    except httpx.HTTPError:
-        return False
-
-
-@contextlib.asynccontextmanager
-async def _load(service: _Service, connections: int, check: Check, request: bytes | None = None) -> AsyncIterator[Found]:
-    """So many clients; they finish what they have asked before this ends."""
-    found = Found()
-    clients = [_Client(service.port, request or service.request(), found, check) for _ in range(connections)]
-    for client in clients:
-        await client.connect()
-    try:
-        yield found
-    finally:
-        for client in clients:
-            client.stopped = True
-        end = time.monotonic() + 10
-        while any(client.waits for client in clients) and time.monotonic() < end:
-            await asyncio.sleep(0.05)
 
 
 def _mean(path: Path) -> float:
     session = cpu_session(read_model(path)[0], threads=1)
-    return float(session.run(["mean"], {"x": np.array([_ROW]), "coverage": np.array([0.9])})[0][0, 0])
+    return float(session.run(["mean"], {"x": np.array([ROW]), "coverage": np.array([0.9])})[0][0, 0])
 
 
 def _models(folder: Path, count: int) -> list[Path]:
@@ -211,11 +45,19 @@ def _right(mean: float) -> Check:
 
     def check(status: int, body: bytes) -> str | None:
         if status != 200:
-            return f"{status}: {body[:200].decode(errors='replace')}"
+            return _told(status, body)
         found = orjson.loads(body)["predictions"][0]["mean"]
         return None if np.isclose(found, mean, rtol=1e-4) else f"mean {found} instead of {mean}"
 
     return check
+
+
+def _told(status: int, body: bytes) -> str:
+    return f"{status}: {body[:200].decode(errors='replace')}"
+
+
+def _load(service: Service, connections: int, check: Check, sent: bytes | None = None) -> AbstractAsyncContextManager[Found]:
+    return load(service.port, sent or request(), connections, check)
 
 
 async def publishing(folder: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
@@ -228,7 +70,7 @@ async def publishing(folder: Path, options: argparse.Namespace) -> tuple[str, li
 
     def check(status: int, body: bytes) -> str | None:
         if status != 200:
-            return f"{status}: {body[:200].decode(errors='replace')}"
+            return _told(status, body)
         answer = orjson.loads(body)
         version, mean = answer["model"]["version"], answer["predictions"][0]["mean"]
         by_version[version] += 1
@@ -236,7 +78,7 @@ async def publishing(folder: Path, options: argparse.Namespace) -> tuple[str, li
         return None if np.isclose(mean, right, rtol=1e-4) else f"version {version} answers {mean} instead of {right}"
 
     published, memory = 1, []
-    async with _service(repository) as service, _load(service, options.connections, check) as found:
+    async with started(repository) as service, _load(service, options.connections, check) as found:
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < 60 * options.minutes:
             await asyncio.sleep(options.every)
@@ -280,7 +122,7 @@ async def bad_files(folder: Path, options: argparse.Namespace) -> tuple[str, lis
     }
     rows, wrong, version = [], [], 1
     async with (
-        _service(repository) as service,
+        started(repository) as service,
         _load(service, options.connections // 4, _right(_mean(file))) as found,
         httpx.AsyncClient() as http,
     ):
@@ -302,7 +144,7 @@ async def bad_files(folder: Path, options: argparse.Namespace) -> tuple[str, lis
     return table(["File dropped in", "reason told"], rows), wrong + found.wrong
 
 
-async def _reason(http: httpx.AsyncClient, service: _Service, version: int, repository: Path) -> str | None:
+async def _reason(http: httpx.AsyncClient, service: Service, version: int, repository: Path) -> str | None:
     end = time.monotonic() + 40
     while time.monotonic() < end:
         described = (await http.get(f"{service.url}/v1/models/m")).json()
@@ -323,12 +165,12 @@ async def overload(folder: Path, options: argparse.Namespace) -> tuple[str, list
     wrong, rows = [], []
 
     def check(status: int, body: bytes) -> str | None:
-        return None if status in (200, 503) else f"{status}: {body[:200].decode(errors='replace')}"
+        return None if status in (200, 503) else _told(status, body)
 
-    async with _service(repository, *flags) as service:
-        request = service.request(np.tile(_ROW, rows_each).tobytes(), path="/v2/models/m/infer", headers=head)
+    async with started(repository, *flags) as service:
+        large = request(np.tile(ROW, rows_each).tobytes(), path="/v2/models/m/infer", headers=head)
         for connections in (1, 4, 20, 4):
-            async with _load(service, connections, check, request) as found:
+            async with _load(service, connections, check, large) as found:
                 await asyncio.sleep(options.seconds)
             wrong += found.wrong
             rows.append(
@@ -343,7 +185,7 @@ async def overload(folder: Path, options: argparse.Namespace) -> tuple[str, list
             )
         begun = time.monotonic()
         async with httpx.AsyncClient() as http:
-            answer = await http.post(service.url + _PATH, content=_BODY)
+            answer = await http.post(service.url + PATH, content=BODY)
         rows.append(["then one small request", answer.status_code, "", f"{(time.monotonic() - begun) * 1e3:.1f}", "", ""])
         if answer.status_code != 200:
             wrong.append("it has not recovered")
@@ -358,7 +200,7 @@ async def signals(folder: Path, options: argparse.Namespace) -> tuple[str, list[
     publish(file, repository, name="m")
     right, wrong, drained, answers = _right(_mean(file)), [], 0, 0
     for _ in range(options.times):
-        async with _service(repository, "--drain-seconds", "1") as service, _load(service, 50, right) as found:
+        async with started(repository, "--drain-seconds", "1") as service, _load(service, 50, right) as found:
             await asyncio.sleep(0.5)
             service.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.3)
@@ -366,7 +208,7 @@ async def signals(folder: Path, options: argparse.Namespace) -> tuple[str, list[
                 if (await http.get(f"{service.url}/v2/health/ready")).status_code != 503:
                     wrong.append("ready though it was told to end")
             found.away = True
-            status = await service.process.wait()
+            status = await asyncio.to_thread(service.process.wait)
             drained += status == 0
             answers += found.answers
         wrong += found.wrong + ([f"exit status {status}"] if status else [])
@@ -374,15 +216,15 @@ async def signals(folder: Path, options: argparse.Namespace) -> tuple[str, list[
         [f"SIGTERM under 50 connections, {options.times} times", f"{answers:,}", len(wrong), f"{drained} ended with status 0"]
     ]
     broken, replaced, killed = 0, 0, max(1, options.times // 2)
-    async with _service(repository, "--workers", "2") as service:
+    async with started(repository, "--workers", "2") as service:
         async with _load(service, 50, right) as found:
             for _ in range(killed):
                 await asyncio.sleep(6)
-                before = await _workers(service)
+                before = service.workers()
                 os.kill(min(before), signal.SIGKILL)
                 for _ in range(200):
                     await asyncio.sleep(0.1)
-                    if len(now := await _workers(service)) == 2 and now != before:
+                    if len(now := service.workers()) == 2 and now != before:
                         replaced += 1
                         break
         others = [problem for problem in found.wrong if "broke" not in problem]
@@ -393,17 +235,6 @@ async def signals(folder: Path, options: argparse.Namespace) -> tuple[str, list[
     rows.append([f"kill -9 of a worker of two, {killed} times", f"{found.answers:,}", len(others),
                  f"{replaced} replaced; {broken} requests were with those killed"])  # fmt: skip
     return table(["What", "answers", "wrong", ""], rows), wrong
-
-
-async def _workers(service: _Service) -> set[int]:
-    """The processes that serve, as the supervisor's log has them."""
-    alive: set[int] = set()
-    for line in service.log.read_text().splitlines():
-        words = line.split()
-        if "worker" in words:
-            pid = int(words[words.index("worker") + 1])
-            alive = alive | {pid} if "started" in words else alive - {pid}
-    return alive
 
 
 _PUBLISHER = """
@@ -422,7 +253,7 @@ async def publishers(folder: Path, options: argparse.Namespace) -> tuple[str, li
     repository, rng = folder / "repository", random.Random(0)  # noqa: S311 - not for secrets
     publish(file, repository, name="m")
     models, seen, wrong = repository / "m", {1}, []
-    async with _service(repository) as service, _load(service, 2, _right(_mean(file))) as found:
+    async with started(repository) as service, _load(service, 2, _right(_mean(file))) as found:
         for _ in range(options.kills):
             command = ["-c", _PUBLISHER, str(file), str(repository)]
             process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
@@ -449,7 +280,7 @@ async def publishers(folder: Path, options: argparse.Namespace) -> tuple[str, li
     return table(["Publishers killed at random moments", ""], rows), wrong
 
 
-async def _states_with(service: _Service, version: str) -> dict[str, str]:
+async def _states_with(service: Service, version: str) -> dict[str, str]:
     """States of all versions, once this one is ready, or after too long."""
     end = time.monotonic() + 40
     async with httpx.AsyncClient() as http:
@@ -466,12 +297,12 @@ async def one_connection(folder: Path, options: argparse.Namespace) -> tuple[str
     (file,) = _models(folder, 1)
     repository, at_once = folder / "repository", 100
     publish(file, repository, name="m")
-    async with _service(repository) as service:
+    async with started(repository) as service:
         memory = [resident(service.process.pid)]
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-        request, answers, begun = service.request() * at_once, 0, time.monotonic()
+        hundred, answers, begun = request() * at_once, 0, time.monotonic()
         for _ in range(options.requests // at_once):
-            writer.write(request)
+            writer.write(hundred)
             seen = 0
             while seen < at_once:
                 seen += (await reader.readuntil(b"}]}]}")).count(b"HTTP/1.1 200 OK")
@@ -492,37 +323,3 @@ PARTS: dict[str, tuple[str, Callable[[Path, argparse.Namespace], Coroutine[Any, 
     "publishers": ("Publishers that are killed", publishers),
     "connection": ("One connection", one_connection),
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts asked for, put their sections into DIR/soak.md, print them; 1 where something was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=10, help="of part publishing")
-    parser.add_argument("--every", type=float, default=5, metavar="SECONDS", help="a version is published")
-    parser.add_argument("--connections", type=int, default=200, help="of part publishing")
-    parser.add_argument("--seconds", type=float, default=10, help="of each load of part overload")
-    parser.add_argument("--times", type=int, default=10, help="of SIGTERM; half as many of kill -9")
-    parser.add_argument("--kills", type=int, default=100, help="of publishers")
-    parser.add_argument("--requests", type=int, default=1_000_000, help="of part connection")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    file, status = options.out / "soak.md", 0
-    for name in options.parts:
-        title, part = PARTS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            text, wrong = asyncio.run(part(Path(folder), options))
-        facts = f"{machine()}; {versions(('errorbar', 'uvicorn', 'onnxruntime'))}; {datetime.now(UTC):%Y-%m-%d}."
-        verdict = "Nothing was wrong." if not wrong else f"WRONG, {len(wrong)} times: " + "; ".join(dict.fromkeys(wrong[:5]))
-        section = f"{facts}\n\n{text}\n\n{verdict}"
-        print(f"## {title}\n{section}\n", flush=True)
-        page = file.read_text(encoding="utf-8") if file.exists() else ""
-        order = [one for one, _ in PARTS.values()]
-        file.write_text(merged(page, {title: section}, order=order, title=TITLE), encoding="utf-8")
-        status = status or bool(wrong)
-    return int(status)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
