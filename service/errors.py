@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 LISTED_PROBLEMS = 20
 """Most details of one error."""
+ENOUGH_PROBLEMS = LISTED_PROBLEMS + 1
+"""Of a kind: so many tell that there are more. No further ones are looked for, a large request could hold millions."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def error_body(sentence: str, *, problems: Sequence[Problem] = ()) -> dict[str, 
 
 
 def refuse(problems: Sequence[Problem]) -> InvalidRequestError:
-    """The error about `problems`; whoever looks for them may stop after one more than are listed."""
+    """The error about `problems`; whoever looks for them may stop at ENOUGH_PROBLEMS."""
     if len(problems) == 1:
         return InvalidRequestError(str(problems[0]), problems=problems)
     many = f"{len(problems)}" if len(problems) <= LISTED_PROBLEMS else f"more than {LISTED_PROBLEMS}"

@@ -15,13 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from models.manifest import Column
-from service.codecs.features import Features, UnknownCategory, Values, read_column
+from service.codecs.features import Features, UnknownCategory, Values, infinite, read_column
 from service.codecs.rows import RowsRequest
-from service.codecs.tables import Rows, answer_columns, check_names, infinite
-from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
+from service.codecs.tables import Rows, answer_columns, check_names
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Prediction, check_finite
 
-_ENOUGH = LISTED_PROBLEMS + 1
 _FILE_MAGIC = b"ARROW1"
 _EARLY_COMPRESSION = b"ARROW:experimental_compression"  # how streams of 2020 said that they are compressed
 _HEADER, _DICTIONARY, _IS_DELTA, _COMPRESSION = 2, 1, 2, 3  # places of fields in Arrow's Message.fbs
@@ -141,7 +140,7 @@ def _check_types(schema: Any, features: Features) -> None:
             sentence = f"is a column of {str(field.type)[:100]}; give {_EXPECTED[column.kind]}"
             problems.append(Problem(sentence, feature=field.name))
     if problems:
-        raise refuse(problems[:_ENOUGH])
+        raise refuse(problems[:ENOUGH_PROBLEMS])
 
 
 def _is_readable(type_: Any, column: Column) -> bool:
@@ -294,7 +293,7 @@ def _by_value(
         rows = np.flatnonzero(is_strange[place]).tolist()
         unknown += [UnknownCategory(start + row, position, values[place[row]]) for row in rows]
         sentences = {int(problem.row or 0): problem.problem for problem in wrong}
-        rows = np.flatnonzero(np.isin(place, list(sentences)))[:_ENOUGH].tolist()
+        rows = np.flatnonzero(np.isin(place, list(sentences)))[:ENOUGH_PROBLEMS].tolist()
         problems += [Problem(sentences[int(place[row])], row=start + row, feature=features.names[position]) for row in rows]
         start += len(places)
     return np.concatenate(cells)

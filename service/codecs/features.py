@@ -5,7 +5,7 @@ import math
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
 from operator import itemgetter, le
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Column
-from service.errors import LISTED_PROBLEMS, Problem
+from service.errors import ENOUGH_PROBLEMS, Problem
 
 Values = NDArray[np.float64]
 
@@ -24,7 +24,6 @@ _NUMBERS = frozenset({int, float, NoneType})
 _FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 _LISTED_CATEGORIES = 10
 _SHOWN_CHARACTERS = 100
-_ENOUGH = LISTED_PROBLEMS + 1  # more are not looked for: a large request could hold millions
 _JSON_TYPES = {
     dict: "an object", list: "an array", str: "a text", bool: "a boolean", int: "a number", float: "a number", NoneType: "null",
 }  # fmt: skip
@@ -56,6 +55,8 @@ class Features:
     """[features]: the training range, or that of all finite numbers."""
     bounds: tuple[list[float], list[float]]
     """Both ends of the training range, as numbers of Python."""
+    ranges: tuple[str, ...]
+    """The training range, as people write it."""
     never_missing: NDArray[np.bool_]
     """[features]: whether no training row missed this value."""
 
@@ -78,6 +79,7 @@ def features_of(columns: Sequence[Column]) -> Features:
         minimum=np.array(minimum),
         maximum=np.array(maximum),
         bounds=(minimum, maximum),
+        ranges=tuple(f"{_text(column.minimum, column)} to {_text(column.maximum, column)}" for column in columns),
         never_missing=np.array([column.missing == 0 for column in columns]),
     )
 
@@ -113,7 +115,7 @@ def read_column(
     if converted is not None:
         return converted
     cells = np.full(len(values), math.nan)
-    room = len(problems) + _ENOUGH
+    room = len(problems) + ENOUGH_PROBLEMS
     for row, value in enumerate(values):
         try:
             code = _cell(value, column, codes)
@@ -143,46 +145,72 @@ def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Feat
     """Unknown categories as problems, for requests that asked to be strict."""
     return [
         Problem(_about_unknown(item, features) + _alike(item, features), row=item.row, feature=features.names[item.feature])
-        for item in unknown[:_ENOUGH]
+        for item in unknown[:ENOUGH_PROBLEMS]
     ]
 
 
-def warnings_about(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> dict[int, list[str]]:
-    """What is unusual about the rows of x [n, features]: row -> sentences, only for rows with something to say."""
-    if usual(x, features):
-        return {}
-    unusual = np.flatnonzero(~_within(x, features).all(axis=1))  # most often few of many
-    places = {row: place for place, row in enumerate(unusual.tolist())}
-    rows = x[unusual]
-    outside = (rows < features.minimum) | (rows > features.maximum)
-    missing = np.isnan(rows) & features.never_missing
-    sentences: dict[int, list[str]] = {}
-    for item in unknown:
-        missing[places[item.row], item.feature] = False
-        sentences.setdefault(item.row, []).append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
-    for place, position in np.argwhere(outside).tolist():
-        column = features.columns[position]
-        value, low, high = (_text(number, column) for number in (rows[place, position], column.minimum, column.maximum))
-        sentences.setdefault(int(unusual[place]), []).append(
-            f"{column.name} {value} is outside the training range {low} to {high}"
-        )
-    for place, position in np.argwhere(missing).tolist():
-        sentences.setdefault(int(unusual[place]), []).append(f"{features.names[position]} is missing; it never was in training")
-    return sentences
+def infinite(x: Values, features: Features) -> list[Problem]:
+    """Where x [n, features] is infinite, which JSON cannot say and other forms can."""
+    places = np.argwhere(np.isinf(x))[:ENOUGH_PROBLEMS].tolist()
+    return [Problem("is infinite; give a finite number", row=row, feature=features.names[at]) for row, at in places]
 
 
-def usual(x: Values, features: Features) -> bool:
-    """Whether every value of x [n, features] is within its training range: nothing is missing, unknown or infinite either."""
-    if len(x) == 1:  # four operations of NumPy take five times as long on so few numbers
+@dataclass(frozen=True)
+class Unusual:
+    """What is unusual about rows: unknown categories, values outside the training range, and gaps where training had none."""
+
+    unknown: Sequence[UnknownCategory] = ()
+    places: NDArray[np.intp] = field(default_factory=lambda: np.empty((0, 2), dtype=np.intp))
+    """[k, 2]: row and feature of each value outside the training range, and of each gap; in order."""
+    values: Values = field(default_factory=lambda: np.empty(0))
+    """[k]: the values there; a gap is NaN."""
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that are unusual in some way, in order."""
+        return sorted({*self.places[:, 0].tolist(), *(item.row for item in self.unknown)})
+
+
+_USUAL = Unusual()
+
+
+def find_unusual(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> Unusual:
+    """What is unusual about the rows of x [n, features], in which unknown categories are missing values."""
+    if len(x) == 1:  # NumPy's operations take five times as long on so few numbers
         (row,) = x.tolist()
         lowest, largest = features.bounds
-        return all(map(le, lowest, row)) and all(map(le, row, largest))
-    return bool(_within(x, features).all())
+        if all(map(le, lowest, row)) and all(map(le, row, largest)):
+            return _USUAL
+    unusual = ~((x >= features.minimum) & (x <= features.maximum))
+    if not unusual.any():
+        return _USUAL
+    unusual &= features.never_missing | ~np.isnan(x)
+    for item in unknown:
+        unusual[item.row, item.feature] = False
+    return Unusual(unknown, np.argwhere(unusual), x[unusual])
 
 
-def _within(x: Values, features: Features) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = (x >= features.minimum) & (x <= features.maximum)
-    return inside
+def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = None) -> dict[int, list[str]]:
+    """Sentences about unusual rows, by row; rows: about the first so many only."""
+    if unusual is _USUAL:
+        return {}
+    sentences: dict[int, list[str]] = {row: [] for row in unusual.rows[:rows]}
+    for item in unusual.unknown:
+        if item.row in sentences:
+            sentences[item.row].append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
+    gaps = []
+    for (row, position), value in zip(unusual.places.tolist(), unusual.values.tolist(), strict=True):
+        if row not in sentences:
+            break
+        if math.isnan(value):
+            gaps.append((row, position))
+        else:
+            column = features.columns[position]
+            outside = f"{_text(value, column)} is outside the training range {features.ranges[position]}"
+            sentences[row].append(f"{column.name} {outside}")
+    for row, position in gaps:
+        sentences[row].append(f"{features.names[position]} is missing; it never was in training")
+    return sentences
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -217,12 +245,12 @@ def _in_order(instances: list[Any], features: Features, problems: list[Problem])
                     continue
                 except KeyError:
                     pass
-            problems.extend(islice(_unknown_names(row, instance, features), _ENOUGH - len(problems)))
+            problems.extend(islice(_unknown_names(row, instance, features), ENOUGH_PROBLEMS - len(problems)))
             cells.append([instance.get(name) for name in features.names])
         elif type(instance) is list and len(instance) == width:
             cells.append(instance)
         else:
-            if len(problems) < _ENOUGH:
+            if len(problems) < ENOUGH_PROBLEMS:
                 problems.append(_wrong_form(row, instance, features))
             cells.append([None] * width)
     return cells

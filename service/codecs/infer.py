@@ -16,16 +16,18 @@ from models.artifact import Arrays
 from service.codecs.features import (
     Features,
     UnknownCategory,
+    Unusual,
+    find_unusual,
+    infinite,
     json_type,
     nearest,
     read_column,
     unknown_category_problems,
-    usual,
     warnings_about,
 )
 from service.codecs.rows import Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
-from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
+from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Question
 
 OUTPUTS = ("mean", "std", "epistemic_std", "aleatoric_std", "lower", "upper")
@@ -51,6 +53,8 @@ class InferRequest:
     """Outputs wanted as raw bytes."""
     timeout_seconds: float | None
     warnings: dict[int, list[str]]
+    """About the first unusual rows."""
+    unusual_rows: int
 
 
 @dataclass(slots=True)
@@ -90,12 +94,7 @@ def read_infer(
         if WHOLE in tensors
         else _by_feature(tensors, rows, features, unknown, problems)
     )
-    warnings: dict[int, list[str]] = {}
-    if not usual(x, features):
-        _endless(x, features.names, problems)
-        if not problems:
-            problems += _missing(x, unknown, features)
-        warnings = warnings_about(x, unknown, features)
+    unusual = _looked_at(x, unknown, features, problems)
     if flag(options, "strict", "the request"):
         problems += unknown_category_problems(unknown, features)
     if problems:
@@ -106,7 +105,8 @@ def read_infer(
         outputs=outputs,
         binary=binary,
         timeout_seconds=_timeout(options),
-        warnings=warnings,
+        warnings=warnings_about(unusual, features, rows=LISTED_PROBLEMS),
+        unusual_rows=len(unusual.rows),
     )
 
 
@@ -126,7 +126,7 @@ def check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
     if finite(arrays, outputs):
         return
     for name in outputs:
-        rows = np.unique(np.argwhere(~np.isfinite(arrays[name]))[:, 0])[: LISTED_PROBLEMS + 1].tolist()
+        rows = np.unique(np.argwhere(~np.isfinite(arrays[name]))[:, 0])[:ENOUGH_PROBLEMS].tolist()
         if rows:
             far = f"{name} is not a finite number: the row is too far from the training rows"
             raise refuse([Problem(far, row=row) for row in rows])
@@ -152,7 +152,7 @@ def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], na
     if request.id is not None:
         document["id"] = request.id
     if request.warnings:
-        document["parameters"] = {"warnings": _warnings(request.warnings)}
+        document["parameters"] = {"warnings": _warnings(request)}
     return orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -185,8 +185,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
     tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
-    _endless(x, features.names, problems)
-    problems += _missing(x, [], features) if not problems else []
+    unusual = _looked_at(x, [], features, problems)
     if problems:
         raise refuse(problems)
     return InferRequest(
@@ -195,7 +194,8 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
         outputs=OUTPUTS,
         binary=frozenset(OUTPUTS),
         timeout_seconds=None,
-        warnings=warnings_about(x, [], features),
+        warnings=warnings_about(unusual, features, rows=LISTED_PROBLEMS),
+        unusual_rows=len(unusual.rows),
     )
 
 
@@ -343,7 +343,7 @@ def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Value
             expected = "0 or 1" if column.kind == "boolean" else f"the number of a category, 0 to {largest}"
             problems += [
                 Problem(f"{values[row]:g} in x is not {expected}", row=row, feature=column.name)
-                for row in np.flatnonzero(wrong)[: LISTED_PROBLEMS + 1].tolist()
+                for row in np.flatnonzero(wrong)[:ENOUGH_PROBLEMS].tolist()
             ]
     return x
 
@@ -365,25 +365,19 @@ def _by_feature(
     return x
 
 
-def _endless(x: Values, names: Sequence[str], problems: list[Problem]) -> None:
-    if not np.isfinite(x).all():
-        places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
-        problems += [Problem("is infinite; give a finite number", row=row, feature=names[column]) for row, column in places]
+def _looked_at(x: Values, unknown: Sequence[UnknownCategory], features: Features, problems: list[Problem]) -> Unusual:
+    """What is unusual about the rows of x. Adds to `problems` what is infinite, and what is missing but never was in training.
 
-
-def _missing(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
-    """Problems with values missing from features that never missed one in training: a model without gaps cannot fill them.
-
-    V1 only warns of them. Here a NaN is far more often a client's mistake, and what a client does with a warning is unknown.
+    V1 only warns of the latter. Here a NaN is far more often a client's mistake, and what it does with a warning is unknown.
     """
-    if np.isfinite(x).all():
-        return []
-    missing = np.isnan(x) & features.never_missing
-    for item in unknown:
-        missing[item.row, item.feature] = False
-    places = np.argwhere(missing)[: LISTED_PROBLEMS + 1].tolist()
-    sentence = "is missing (NaN, null, or no tensor); it never was in training"
-    return [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
+    unusual = find_unusual(x, unknown, features)
+    if len(unusual.places):
+        problems += infinite(x, features)
+    if not problems:
+        sentence = "is missing (NaN, null, or no tensor); it never was in training"
+        places = unusual.places[np.isnan(unusual.values)][:ENOUGH_PROBLEMS].tolist()
+        problems += [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
+    return unusual
 
 
 def _id(request: Mapping[str, Any]) -> str | None:
@@ -408,8 +402,8 @@ def _datatype(array: NDArray[Any]) -> str:
     return f"FP{8 * array.dtype.itemsize}"
 
 
-def _warnings(warnings: Mapping[int, Sequence[str]]) -> str:
+def _warnings(request: InferRequest) -> str:
     """All warnings as one text, parameters being scalars."""
-    text = "; ".join(f"row {row}: {', '.join(sentences)}" for row, sentences in sorted(warnings.items())[:LISTED_PROBLEMS])
-    more = len(warnings) - LISTED_PROBLEMS
+    text = "; ".join(f"row {row}: {', '.join(sentences)}" for row, sentences in request.warnings.items())
+    more = request.unusual_rows - len(request.warnings)
     return text[:_MOST_PARAMETERS_TEXT] + (f"; and {more} more rows" if more > 0 else "")

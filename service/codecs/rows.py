@@ -16,13 +16,14 @@ from service.codecs.features import (
     Features,
     UnknownCategory,
     Values,
+    find_unusual,
     json_type,
     nearest,
     read_instances,
     unknown_category_problems,
     warnings_about,
 )
-from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
@@ -33,7 +34,6 @@ _REMEMBERED_NUMBERS = 100
 _ROWS_AT_ONCE = 1000
 """Written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
-_ENOUGH = LISTED_PROBLEMS + 1  # problems of a kind; more are not looked for
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
 
@@ -75,7 +75,7 @@ def read_request(
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
     problems = [
         Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
-        for key in islice((key for key in request if key not in _KEYS), _ENOUGH)
+        for key in islice((key for key in request if key not in _KEYS), ENOUGH_PROBLEMS)
     ]
     instances = request.get("instances")
     if not isinstance(instances, list):
@@ -131,7 +131,7 @@ def understood(
     if problems:
         raise refuse(problems)
     question = Question(x, coverage=coverage, quantiles=quantiles, thresholds=thresholds, samples=samples, seed=seed)
-    return RowsRequest(question, warnings_about(x, unknown, features))
+    return RowsRequest(question, warnings_about(find_unusual(x, unknown, features), features))
 
 
 @dataclass(slots=True)
@@ -294,7 +294,7 @@ class _Options:
     def probabilities(self, key: str) -> tuple[float, ...]:
         """As `numbers`, each between 0 and 1."""
         values = self.numbers(key)
-        for value in islice((value for value in values if not 0 < value < 1), _ENOUGH):
+        for value in islice((value for value in values if not 0 < value < 1), ENOUGH_PROBLEMS):
             percent = f" ({value:g} % is {value / 100:g})" if 1 < value < 100 else ""
             self._problems.append(Problem(f"{key!r} {value:g} is not between 0 and 1, both excluded{percent}"))
         return values

@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 
 from models.manifest import Column
-from service.codecs.features import Features, UnknownCategory, Values, nearest, read_column, read_instances
+from service.codecs.features import Features, UnknownCategory, Values, infinite, nearest, read_column, read_instances
 from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
-from service.errors import LISTED_PROBLEMS, InvalidRequestError, Problem
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
@@ -131,7 +131,7 @@ def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> 
         Problem(f"has {len(line)} cells; the header has {len(header)}", row=row)
         for row, line in enumerate(lines)
         if len(line) != len(header)
-    ][: LISTED_PROBLEMS + 1]
+    ][:ENOUGH_PROBLEMS]
     unknown: list[UnknownCategory] = []
     x = np.full((len(lines), len(features.names)), math.nan)
     if problems:
@@ -143,12 +143,6 @@ def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> 
         x[:, position] = read_column(values, position, features, unknown, problems)
     problems += infinite(x, features)
     return x, unknown, sorted(problems, key=lambda problem: problem.row or 0)
-
-
-def infinite(x: Values, features: Features) -> list[Problem]:
-    """Where x [rows, features] is infinite, which CSV and Arrow can say and JSON cannot."""
-    places = np.argwhere(np.isinf(x))[: LISTED_PROBLEMS + 1].tolist()
-    return [Problem("is infinite; give a finite number", row=row, feature=features.names[at]) for row, at in places]
 
 
 def _cell(text: str, column: Column) -> Any:

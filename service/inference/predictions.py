@@ -25,7 +25,7 @@ from models.conformal import (
 )
 from models.manifest import Manifest
 from models.transforms import TRANSFORMS, TargetTransform
-from service.errors import LISTED_PROBLEMS, Problem, refuse
+from service.errors import ENOUGH_PROBLEMS, Problem, refuse
 
 Values = NDArray[np.float64]
 
@@ -123,7 +123,7 @@ def check_support(question: Question, targets: CalibratedTargets) -> None:
     groups = _groups(question.x, targets)
     problems = [
         Problem(f"{_group_name(group, targets)}: {sentence}", row=row, feature=targets.group_column)
-        for row in np.flatnonzero(np.isin(groups, unsupported))[: LISTED_PROBLEMS + 1].tolist()
+        for row in np.flatnonzero(np.isin(groups, unsupported))[:ENOUGH_PROBLEMS].tolist()
         for group in (int(groups[row]),)
         for sentence in _lacks(question, targets, group=group)
     ]
@@ -167,7 +167,7 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
     """Raise InvalidRequestError about rows with a number that is not finite: the model's arithmetic overflows that far out."""
     arrays = [array for array in vars(prediction).values() if array is not None]
     wrong = np.any([~np.isfinite(array).all(axis=tuple(range(2, array.ndim))) for array in arrays], axis=0)
-    places = np.argwhere(wrong)[: LISTED_PROBLEMS + 1].tolist()
+    places = np.argwhere(wrong)[:ENOUGH_PROBLEMS].tolist()
     if places:
         far = "is not a finite number: the row is too far from the training rows"
         raise refuse([Problem(f"the prediction of {targets[target]} {far}", row=row) for row, target in places])
@@ -192,7 +192,7 @@ def _lacks(question: Question, targets: CalibratedTargets, *, group: int) -> lis
     rows = targets.residual_rows[group]
     wanted = [(c, "coverage") for c in question.coverage] + [(p, "quantile") for p in question.quantiles]
     found = (_lack(value, what, rows, targets.interval) for value, what in wanted)
-    return list(islice((sentence for sentence in found if sentence), LISTED_PROBLEMS + 1))
+    return list(islice((sentence for sentence in found if sentence), ENOUGH_PROBLEMS))
 
 
 @lru_cache(maxsize=4096)

@@ -28,8 +28,13 @@ def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> 
         default_coverage=model.manifest.default_coverage,
         limits=limits_of(settings),
     )
-    warned = len(request.warnings)
-    return Asked(request.question, request.outputs, request, unusual_rows=warned, timeout_seconds=request.timeout_seconds)
+    return Asked(
+        request.question,
+        request.outputs,
+        request,
+        unusual_rows=request.unusual_rows,
+        timeout_seconds=request.timeout_seconds,
+    )
 
 
 def _write(model: ServedModel, _: Scope, asked: Asked[InferRequest], part: Part) -> Content:

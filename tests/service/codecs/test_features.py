@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from models.manifest import Column
 from service.codecs.features import (
     features_of,
+    find_unusual,
     read_instances,
     unknown_category_problems,
     warnings_about,
@@ -155,7 +156,7 @@ def test_unusual_rows_are_warned_of_in_words():
         {"a": 1, "b": 1, "open": False},
     ]
     x, unknown, _ = read_instances(instances, MIXED_FEATURES)
-    assert warnings_about(x, unknown, MIXED_FEATURES) == {
+    assert warnings_about(find_unusual(x, unknown, MIXED_FEATURES), MIXED_FEATURES) == {
         0: ["a 900 is outside the training range -3 to 3"],
         1: [
             "colour 'pink' is an unknown category (known: blue, green, red)",
@@ -166,12 +167,31 @@ def test_unusual_rows_are_warned_of_in_words():
 
 
 def test_the_ends_of_the_training_range_are_inside_it():
-    assert warnings_about(np.array([[-3.0, 0.0], [3.0, 10.0]]), [], NUMERIC_FEATURES) == {}
+    assert find_unusual(np.array([[-3.0, 0.0], [3.0, 10.0]]), [], NUMERIC_FEATURES).rows == []
+    assert find_unusual(np.array([[-3.0, 0.0], [3.1, 10.0]]), [], NUMERIC_FEATURES).rows == [1]
+
+
+def test_of_many_unusual_rows_the_first_are_told():
+    instances = [
+        [0, 1, "pink", True, 1.6e9],
+        [0, 1, "red", True, 1.6e9],
+        [9, 1, "red", True, 1.6e9],
+        [9, 1, "red", True, 1.6e9],
+    ]
+    x, unknown, _ = read_instances(instances, MIXED_FEATURES)
+    unusual = find_unusual(x, unknown, MIXED_FEATURES)
+    assert unusual.rows == [0, 2, 3]
+    assert list(warnings_about(unusual, MIXED_FEATURES, rows=2)) == [0, 2]
+
+
+def test_a_gap_as_training_had_them_is_usual():
+    features = features_of([Column(name="a", kind="numeric", minimum=0.0, maximum=1.0, missing=0.1)])
+    assert find_unusual(np.array([[math.nan], [0.5]]), [], features).rows == []
 
 
 def test_a_moment_beyond_the_calendar_is_still_warned_of():
     features = features_of([Column(name="t", kind="datetime", minimum=0.0, maximum=86400.0)])
-    assert warnings_about(np.array([[1e18]]), [], features) == {
+    assert warnings_about(find_unusual(np.array([[1e18]]), [], features), features) == {
         0: ["t 1e+18 s is outside the training range 1970-01-01 to 1970-01-02"]
     }
 

@@ -196,7 +196,8 @@ def test_too_many_rows_or_numbers_are_refused():
 
 
 def made(**changes):
-    fields = {"id": None, "outputs": ("mean", "lower"), "binary": frozenset(), "timeout_seconds": None, "warnings": {}}
+    fields = {"id": None, "outputs": ("mean", "lower"), "binary": frozenset(), "timeout_seconds": None}
+    fields |= {"warnings": {}, "unusual_rows": len(changes.get("warnings", ()))}
     return InferRequest(question=Question(np.zeros((2, 2)), coverage=(0.5, 0.9)), **(fields | changes))
 
 
@@ -247,7 +248,10 @@ def test_an_answer_of_raw_bytes_alone_is_that_of_its_own_form():
 
 
 def test_many_warnings_are_cut():
-    written = answer(made(warnings={row: ["odd"] for row in range(25)}), ARRAYS, name="m", version="1")
+    far = {"name": "x", "datatype": "FP64", "shape": [25, 2], "data": [4.0, 1.0] * 25}
+    request = read({"inputs": [far]})
+    assert (request.unusual_rows, list(request.warnings)) == (25, list(range(20)))
+    written = answer(made(warnings={row: ["odd"] for row in range(20)}, unusual_rows=25), ARRAYS, name="m", version="1")
     assert orjson.loads(written.body)["parameters"]["warnings"].endswith("row 19: odd; and 5 more rows")
 
 
