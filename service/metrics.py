@@ -32,7 +32,8 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Bounds as shares of a target's training range."""
 
 _PREDICTED = ("std", "lower", "upper")
-_ROWS_ASIDE = 500
+_NUMBERS_ASIDE = 32_768
+_NUMBERS_OF_A_RUN = 64  # take less memory than the arrays that hold them
 
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
@@ -99,7 +100,7 @@ class ModelMetrics:
         }
         ranges = [(t.maximum or 0.0) - (t.minimum or 0.0) for t in targets]
         self._aside: defaultdict[Any, list[Arrays]] = defaultdict(list)
-        self._rows_aside = 0
+        self._numbers_aside = 0
         self._ranges = np.array([size if size > 0 else 1.0 for size in ranges])
 
     def finished(self, outcome: str, seconds: float) -> None:
@@ -120,13 +121,13 @@ class ModelMetrics:
         runs[1] += seconds
         kind = tuple((name, arrays[name].shape[1:]) for name in _PREDICTED if name in arrays)
         self._aside[kind].append(arrays)
-        self._rows_aside += rows
-        if self._rows_aside >= _ROWS_ASIDE:
+        self._numbers_aside += max(_NUMBERS_OF_A_RUN, sum(array.size for array in arrays.values()))
+        if self._numbers_aside >= _NUMBERS_ASIDE:
             self.settle()
 
     def settle(self) -> None:
         """Count the predictions that were put aside: those of many runs take hardly longer than those of one."""
-        aside, self._aside, self._rows_aside = self._aside, defaultdict(list), 0
+        aside, self._aside, self._numbers_aside = self._aside, defaultdict(list), 0
         for kind, runs in aside.items():
             whole = {name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind}
             if "std" in whole:
