@@ -14,7 +14,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.direct import PLAIN_TYPES, Direct
+from service.direct import Direct
 from service.errors import error_body
 from service.metrics import ServiceMetrics
 from service.routes.hot import Route
@@ -27,7 +27,6 @@ LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
 _LAST_SECONDS = 0.25
-_UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
@@ -222,13 +221,7 @@ class Connection(HttpToolsProtocol):
         parser = self.parser
         if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
             return None
-        length = None
-        for name, value in self.headers:
-            if name == b"content-length":
-                length = value
-            elif name in _UNUSUAL or (name == b"content-type" and value not in PLAIN_TYPES):
-                return None
-        if length is None or not length.isdigit() or len(length) > 9 or int(length) > self._direct.most_bytes:
+        if not self._direct.takes(self.headers):
             return None
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query

@@ -4,7 +4,7 @@ ASGI costs such a request as much as its prediction does: a task, messages to an
 layers do is done here by the same objects; any other request goes through them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -13,17 +13,20 @@ from starlette.types import Scope
 from service.metrics import ServiceMetrics
 from service.routes.answers import Content
 from service.routes.hot import Predictions, Route
+from service.routes.infer import JSON_LENGTH_HEADER, bytes_to_read
 from service.security import Guard
 from service.settings import Settings
 from service.telemetry import RequestWatch
 
 DIRECT_BYTES = 64 * 1024
-"""A larger body goes through ASGI, where what takes long is done in threads."""
-PLAIN_TYPES = frozenset(
+"""A body that takes longer to read than so much JSON goes through ASGI, where what takes long is done in threads."""
+_PLAIN_TYPES = frozenset(
     [b"application/json", b"application/json; charset=utf-8", b"application/octet-stream", b"application/x-www-form-urlencoded"]
 )
 """Content-Types of JSON and of tensors, as clients name them. Tables go through ASGI, a few bytes of which may be many rows."""
 
+_UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
+_LENGTH_DIGITS = 9
 _ROUTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -36,9 +39,23 @@ class Direct:
         self._guard = guard
         self._metrics = metrics
         self._access_log = settings.access_log
-        self.most_bytes = min(DIRECT_BYTES, settings.max_body_bytes)
+        self._most_bytes = settings.max_body_bytes
         self.route = lru_cache(_ROUTES)(self._route)
         """What a request line's path asks for; None where it is no prediction path, or not a plain one."""
+
+    def takes(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a POST with these headers is small and plain."""
+        length = json_length = None
+        for name, value in headers:
+            if name == b"content-length":
+                length = value
+            elif name == JSON_LENGTH_HEADER:
+                json_length = value
+            elif name in _UNUSUAL or (name == b"content-type" and value not in _PLAIN_TYPES):
+                return False
+        if length is None or not length.isdigit() or len(length) > _LENGTH_DIGITS:
+            return False
+        return int(length) <= self._most_bytes and bytes_to_read(int(length), json_length) <= DIRECT_BYTES
 
     def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> None:
         """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to."""

@@ -160,15 +160,17 @@ class Unusual:
     """What is unusual about rows: unknown categories, values outside the training range, and gaps where training had none."""
 
     unknown: Sequence[UnknownCategory] = ()
-    places: NDArray[np.intp] = field(default_factory=lambda: np.empty((0, 2), dtype=np.intp))
-    """[k, 2]: row and feature of each value outside the training range, and of each gap; in order."""
+    row: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    """[k]: of each value outside the training range, and of each gap; in order."""
+    feature: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    """[k]: of the same."""
     values: Values = field(default_factory=lambda: np.empty(0))
-    """[k]: the values there; a gap is NaN."""
+    """[k]: of the same; a gap is NaN."""
 
     @property
     def rows(self) -> list[int]:
         """The rows that are unusual in some way, in order."""
-        return sorted({*self.places[:, 0].tolist(), *(item.row for item in self.unknown)})
+        return sorted({*self.row.tolist(), *(item.row for item in self.unknown)})
 
 
 _USUAL = Unusual()
@@ -177,17 +179,19 @@ _USUAL = Unusual()
 def find_unusual(x: Values, unknown: Sequence[UnknownCategory], features: Features) -> Unusual:
     """What is unusual about the rows of x [n, features], in which unknown categories are missing values."""
     if len(x) == 1:  # NumPy's operations take five times as long on so few numbers
-        (row,) = x.tolist()
+        (cells,) = x.tolist()
         lowest, largest = features.bounds
-        if all(map(le, lowest, row)) and all(map(le, row, largest)):
+        if all(map(le, lowest, cells)) and all(map(le, cells, largest)):
             return _USUAL
-    unusual = ~((x >= features.minimum) & (x <= features.maximum))
-    if not unusual.any():
+    places = np.flatnonzero(~((x >= features.minimum) & (x <= features.maximum)))
+    if not len(places):
         return _USUAL
-    unusual &= features.never_missing | ~np.isnan(x)
-    for item in unknown:
-        unusual[item.row, item.feature] = False
-    return Unusual(unknown, np.argwhere(unusual), x[unusual])
+    values, width = x.ravel()[places], len(features.names)
+    row, feature = np.divmod(places, width)
+    told = features.never_missing[feature] | ~np.isnan(values)
+    if unknown:
+        told &= np.isin(places, [item.row * width + item.feature for item in unknown], invert=True)
+    return Unusual(unknown, row[told], feature[told], values[told])
 
 
 def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = None) -> dict[int, list[str]]:
@@ -199,7 +203,7 @@ def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = N
         if item.row in sentences:
             sentences[item.row].append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
     gaps = []
-    for (row, position), value in zip(unusual.places.tolist(), unusual.values.tolist(), strict=True):
+    for row, position, value in zip(unusual.row.tolist(), unusual.feature.tolist(), unusual.values.tolist(), strict=True):
         if row not in sentences:
             break
         if math.isnan(value):

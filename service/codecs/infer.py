@@ -78,7 +78,7 @@ def read_infer(
         raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
     request = _document(body if json_bytes is None else body[:json_bytes])
     options = parameters(request, "the request")
-    tensors = read_tensors(request.get("inputs"), b"" if json_bytes is None else body[json_bytes:])
+    tensors = read_tensors(request.get("inputs"), memoryview(b"" if json_bytes is None else body)[json_bytes:])
     outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
     coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
     if not any(name in INTERVALS for name in outputs):
@@ -371,11 +371,12 @@ def _looked_at(x: Values, unknown: Sequence[UnknownCategory], features: Features
     V1 only warns of the latter. Here a NaN is far more often a client's mistake, and what it does with a warning is unknown.
     """
     unusual = find_unusual(x, unknown, features)
-    if len(unusual.places):
+    if np.isinf(unusual.values).any():
         problems += infinite(x, features)
     if not problems:
         sentence = "is missing (NaN, null, or no tensor); it never was in training"
-        places = unusual.places[np.isnan(unusual.values)][:ENOUGH_PROBLEMS].tolist()
+        gaps = np.flatnonzero(np.isnan(unusual.values))[:ENOUGH_PROBLEMS]
+        places = zip(unusual.row[gaps].tolist(), unusual.feature[gaps].tolist(), strict=True)
         problems += [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
     return unusual
 

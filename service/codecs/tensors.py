@@ -43,7 +43,7 @@ class Tensor:
     """Flat, row-major; null is NaN, or None among texts."""
 
 
-def read_tensors(inputs: object, raw: bytes) -> dict[str, Tensor]:
+def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
     """The tensors of a request by name. `raw`: the bytes behind the JSON, tensor after tensor.
 
     Raises InvalidRequestError with a sentence that names the tensor.
@@ -81,7 +81,7 @@ def read_tensors(inputs: object, raw: bytes) -> dict[str, Tensor]:
     return tensors
 
 
-def raw_numbers(piece: bytes, datatype: str, shape: Sequence[int], what: str) -> Values:
+def raw_numbers(piece: bytes | memoryview, datatype: str, shape: Sequence[int], what: str) -> Values:
     """The numbers of a binary tensor, flat. Raises InvalidRequestError where the bytes are too many or too few."""
     dtype, count = NUMBERS[datatype], math.prod(shape)
     if len(piece) != count * dtype.itemsize:
@@ -207,7 +207,7 @@ def _texts(data: list[Any], what: str) -> list[str | None]:
     return data
 
 
-def _raw_texts(piece: bytes, count: int, what: str) -> list[str | None]:
+def _raw_texts(piece: bytes | memoryview, count: int, what: str) -> list[str | None]:
     """BYTES: each element is its length in four bytes, then itself."""
     texts: list[str | None] = []
     position = 0
@@ -216,7 +216,7 @@ def _raw_texts(piece: bytes, count: int, what: str) -> list[str | None]:
         if position + 4 > len(piece) or end > len(piece):
             raise InvalidRequestError(f"value {len(texts)} of {what} reaches beyond the bytes of its tensor")
         try:
-            texts.append(piece[position + 4 : end].decode())
+            texts.append(str(piece[position + 4 : end], "utf-8"))
         except UnicodeDecodeError:
             raise InvalidRequestError(f"value {len(texts)} of {what} is not UTF-8") from None
         position = end

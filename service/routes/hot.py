@@ -18,7 +18,6 @@ from service.metrics import OK
 from service.routes.answers import (
     CLIENT_GONE,
     LARGE_BYTES,
-    LARGE_NUMBERS,
     Content,
     error_content,
     header,
@@ -74,13 +73,13 @@ class Predictions:
             if length is not None and length.isdigit() and int(length) > LARGE_BYTES:
                 model.batcher.check_room()  # before its body is read a request costs least to refuse
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
-            long = route.protocol.takes_long(scope, body)
+            long = route.protocol.reading_takes_long(scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
             part = await model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
             )
-            large = question.numbers > LARGE_NUMBERS
+            large = route.protocol.writing_takes_long(asked)
             result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
@@ -98,7 +97,7 @@ class Predictions:
             if isinstance(result, Exception):
                 end(work.end(result))
                 return
-            if asked.question.numbers > LARGE_NUMBERS:
+            if route.protocol.writing_takes_long(asked):
                 loop = asyncio.get_running_loop()
                 loop.run_in_executor(None, work.write, model, asked, result).add_done_callback(written)
                 return

@@ -6,7 +6,7 @@ from service.codecs.infer import InferRequest, answer, check_finite, finite, rea
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
-from service.routes.answers import LARGE_BYTES, Content, header
+from service.routes.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header
 from service.routes.protocol import Asked, Protocol, limits_of
 from service.settings import Settings
 
@@ -61,11 +61,21 @@ def _json_bytes(scope: Scope) -> int | None:
     return int(given)
 
 
-def _takes_long(scope: Scope, body: bytes) -> bool:
-    text = header(scope, JSON_LENGTH_HEADER)
-    if text is None or not text.isdigit() or len(text) > len(str(LARGE_BYTES)):
-        return len(body) > LARGE_BYTES
-    return int(text) + (len(body) - int(text)) // _RAW_TO_JSON > LARGE_BYTES
+def bytes_to_read(length: int, json_length: bytes | None) -> int:
+    """How many bytes of JSON take as long to read as a body of `length`. json_length: its header; None without it."""
+    if json_length is None or not json_length.isdigit() or len(json_length) > 9:
+        return length
+    text = min(int(json_length), length)
+    return text + (length - text) // _RAW_TO_JSON
 
 
-V2 = Protocol("infer", _read, _write, _takes_long)
+def _reading_takes_long(scope: Scope, body: bytes) -> bool:
+    return bytes_to_read(len(body), header(scope, JSON_LENGTH_HEADER)) > LARGE_BYTES
+
+
+def _writing_takes_long(asked: Asked[InferRequest]) -> bool:
+    request, numbers = asked.request, asked.question.numbers
+    return (numbers if request.binary.issuperset(request.outputs) else _RAW_TO_JSON * numbers) > _RAW_TO_JSON * LARGE_NUMBERS
+
+
+V2 = Protocol("infer", _read, _write, _reading_takes_long, _writing_takes_long)

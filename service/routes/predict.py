@@ -11,7 +11,7 @@ from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
-from service.routes.answers import JSON, LARGE_BYTES, Content, header
+from service.routes.answers import JSON, LARGE_BYTES, LARGE_NUMBERS, Content, header
 from service.routes.protocol import Asked, Protocol, limits_of
 from service.settings import Settings
 
@@ -71,11 +71,15 @@ def _media_type(scope: Scope) -> bytes:
     return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
 
 
-def _takes_long(scope: Scope, body: bytes) -> bool:
+def _reading_takes_long(scope: Scope, body: bytes) -> bool:
     form = FORMATS.get(_media_type(scope))
     return len(body) > LARGE_BYTES or (form is not None and form.dense)
 
 
-V1 = Protocol("predict", _reader(None), _write, _takes_long)
-INVOCATIONS = Protocol("invocations", _reader(as_v1), _write, _takes_long)
+def _writing_takes_long(asked: Asked[RowsRequest]) -> bool:
+    return asked.question.numbers > LARGE_NUMBERS
+
+
+V1 = Protocol("predict", _reader(None), _write, _reading_takes_long, _writing_takes_long)
+INVOCATIONS = Protocol("invocations", _reader(as_v1), _write, _reading_takes_long, _writing_takes_long)
 """As V1, for the forms in which cloud containers and MLflow's clients send rows."""
