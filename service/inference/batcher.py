@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -68,13 +69,22 @@ class RunLimits:
 class Call:
     """Rows that wait for their outputs."""
 
-    __slots__ = ("came", "coverage", "deadline", "done", "outputs", "over", "timer", "x")
+    __slots__ = ("came", "coverage", "deadline", "done", "outputs", "over", "small", "timer", "x")
 
     def __init__(
-        self, x: Values, coverage: tuple[float, ...], outputs: tuple[str, ...], *, came: float, deadline: float, done: Done
+        self,
+        x: Values,
+        coverage: tuple[float, ...],
+        outputs: tuple[str, ...],
+        *,
+        small: bool,
+        came: float,
+        deadline: float,
+        done: Done,
     ):
-        """came, deadline: on the event loop's clock."""
+        """small: run on the event loop. came, deadline: on the event loop's clock."""
         self.x = x
+        self.small = small
         self.coverage = coverage
         self.outputs = outputs
         self.came = came
@@ -103,8 +113,8 @@ class Batcher:
         self._seen = 0  # so many of them before this turn
         self._turns = 0
         self._queue: list[Call] = []  # waits for the thread
-        self._worker: asyncio.Task[None] | None = None
-        self._rows = {True: 0, False: 0}  # by whether their calls are small: that have neither been answered nor given up
+        self._in_thread = False  # whether a run is
+        self._rows = {True: 0, False: 0}  # of calls, small or not, that have neither been answered nor given up
 
     async def outputs(
         self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
@@ -138,8 +148,8 @@ class Batcher:
         It is called once, on the event loop, in a later turn of it. timeout_seconds: a deadline before that of the limits.
         Raises OverloadedError when too many rows wait.
         """
-        rows = len(x)
-        self.check_room(rows)
+        small = len(x) <= self._inline_rows
+        self._check_room(len(x), small=small)
         loop = asyncio.get_running_loop()
         if not self._ready:
             self._seen = self._turns = 0
@@ -147,9 +157,9 @@ class Batcher:
         longest = self._limits.deadline_seconds
         now = loop.time()
         deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
-        call = Call(x, coverage, outputs, came=now, deadline=deadline, done=done)
+        call = Call(x, coverage, outputs, small=small, came=now, deadline=deadline, done=done)
         self._ready.append(call)
-        self._rows[self._is_small(rows)] += rows
+        self._rows[small] += len(x)
         return call
 
     @property
@@ -157,20 +167,17 @@ class Batcher:
         """Rows that have neither been answered nor given up."""
         return sum(self._rows.values())
 
-    def check_room(self, rows: int | None = None) -> None:
-        """Raise OverloadedError when so many rows more would be too many; None: when even one more of a large call would be.
+    def check_room(self) -> None:
+        """Raise OverloadedError when even one row more of a large call would be too many."""
+        self._check_room(1, small=False)
 
-        Small calls do not wait behind large ones, so these do not keep them out.
-        """
-        small = rows is not None and self._is_small(rows)
-        if self._rows[small] + (rows or 1) > self._limits.queued_rows:
+    def _check_room(self, rows: int, *, small: bool) -> None:
+        """Small calls do not wait behind large ones, so these do not keep them out."""
+        if self._rows[small] + rows > self._limits.queued_rows:
             raise OverloadedError(
                 f"overloaded: {self._rows[small]} rows wait for this model, at most {self._limits.queued_rows} may "
                 "(setting max_queued_rows); try again later"
             )
-
-    def _is_small(self, rows: int) -> bool:
-        return rows <= self._inline_rows
 
     def _flush(self) -> None:
         """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
@@ -179,16 +186,16 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._flush)
             return
         ready, self._ready = self._ready, []
-        small = [call for call in ready if self._is_small(len(call.x))]
+        small = [call for call in ready if call.small]
         if len(small) < len(ready):
-            self._enqueue([call for call in ready if not self._is_small(len(call.x))])
+            self._enqueue([call for call in ready if not call.small])
         while small:
             calls, small = _shared(small, rows=self._inline_rows)
             calls = self._starting(calls)
             if calls:
                 self._answer(calls, self._attempt(calls))
-        if self._queue and self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._run_queue)
 
     def _enqueue(self, calls: list[Call]) -> None:
         """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
@@ -221,7 +228,7 @@ class Batcher:
         if call.over:
             return
         call.over = True
-        self._rows[self._is_small(len(call.x))] -= len(call.x)
+        self._rows[call.small] -= len(call.x)
         if call.timer is not None:
             call.timer.cancel()
         if result is not None:
@@ -230,16 +237,20 @@ class Batcher:
             except Exception:  # the others of its run wait
                 logger.exception("handing over an answer failed: this is a bug")
 
-    async def _work(self) -> None:
-        """Run the queue in a thread until it is empty."""
-        try:
-            while self._queue:
-                calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
-                calls = self._starting(calls)
-                if calls:
-                    self._answer(calls, await asyncio.to_thread(self._attempt, calls))
-        finally:
-            self._worker = None
+    def _run_queue(self) -> None:
+        """Begin the next run of the queue in the thread, unless that has one."""
+        while self._queue and not self._in_thread:
+            calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
+            calls = self._starting(calls)
+            if calls:
+                self._in_thread = True
+                run = asyncio.get_running_loop().run_in_executor(None, self._attempt, calls)
+                run.add_done_callback(partial(self._ran_in_thread, calls))
+
+    def _ran_in_thread(self, calls: list[Call], run: asyncio.Future[list[Part | Exception]]) -> None:
+        self._in_thread = False
+        self._run_queue()  # the thread need not wait for the answers to be written
+        self._answer(calls, run.result())
 
     def _attempt(self, calls: list[Call]) -> list[Part | Exception]:
         """The outputs of each call, or why there are none."""
