@@ -33,7 +33,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 _PREDICTED = ("std", "lower", "upper")
 _NUMBERS_ASIDE = 32_768
-_NUMBERS_OF_A_RUN = 64  # take less memory than the arrays that hold them
+_NUMBERS_OF_A_RUN = 256  # at least: to gather many small runs takes long
 
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
