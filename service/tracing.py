@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import service
-from service.routes.hot import ROUTES
+from service.routes.hot import find_route
 
 logger = logging.getLogger("service")
 
@@ -47,9 +47,8 @@ def add_tracing(app: FastAPI) -> Callable[[], None] | None:
 def _details(scope: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A span's name, the same for all models, and what tells them apart."""
     method = scope.get("method", "HTTP")
-    for pattern, protocol in ROUTES:
-        found = pattern.fullmatch(scope["path"])
-        if found is not None:
-            named = {f"errorbar.{key}": value for key, value in found.groupdict().items() if value is not None}
-            return f"{method} {protocol.name}", named
+    route = find_route(scope["path"])
+    if route is not None:
+        named = {f"errorbar.{key}": value for key, value in route.names.items() if value is not None}
+        return f"{method} {route.protocol.name}", named
     return f"{method} {scope['path'].split('/')[1][:20] or '/'}", {}

@@ -12,21 +12,9 @@ from models.conformal import largest_coverage
 from models.manifest import Calibration, Column, Manifest
 from service.codecs.infer import DATATYPE_OF_RAW, INTERVALS, WHOLE
 from service.codecs.infer import OUTPUTS as TENSOR_OUTPUTS
-from service.codecs.tensors import NUMBERS, TEXT
+from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
+from service.codecs.tensors import TEXT
 from service.inference.model import ServedModel
-
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_PROBABILITIES = {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}}
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "coverage": _PROBABILITIES | {"description": "of the prediction intervals"},
-    "quantiles": _PROBABILITIES | {"description": "probabilities whose quantiles are wanted"},
-    "thresholds": _NUMBERS | {"description": "values t for which P(y <= t) is wanted, of every target"},
-    "samples": {"type": "integer", "minimum": 0, "description": "draws from the predictive distribution"},
-    "seed": {"type": "integer", "minimum": 0, "description": "makes the samples repeatable"},
-    "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
-}
-"""JSON Schemas of what a V1 request may ask beside its rows."""
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:
@@ -120,39 +108,11 @@ def example_tables(manifest: Manifest) -> dict[str, str]:
 def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:
     """The JSON Schema of a V1 request, for the model with these columns or for any."""
     instance = {key: value for key, value in instance_schema(columns).items() if key != "$schema"} if columns else {}
-    options = {
-        name: {"anyOf": [schema["items"], schema], "description": schema["description"]} if "items" in schema else schema
-        for name, schema in OPTIONS.items()
-    }
     return {
         "type": "object",
         "required": ["instances"],
         "additionalProperties": False,
-        "properties": {"instances": {"type": "array", "items": instance}, **options},
-    }
-
-
-def invocations_request_schema() -> dict[str, Any]:
-    """The JSON Schema of a request in one of the forms of cloud containers and MLflow's clients."""
-    rows = {"type": "array"}
-    split = {
-        "type": "object",
-        "required": ["data"],
-        "properties": {"columns": {"type": ["array", "null"], "items": {"type": "string"}}, "data": rows},
-    }
-    forms = {
-        "instances": rows,
-        "dataframe_split": split,
-        "dataframe_records": rows,
-        "inputs": {"anyOf": [rows, {"type": "object", "additionalProperties": rows}]},
-    }
-    options = {name: schema for name, schema in request_schema(None)["properties"].items() if name != "instances"}
-    parameters = {"type": ["object", "null"], "properties": options, "description": "options, where Vertex AI puts them"}
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {**forms, "parameters": parameters, **options},
-        "oneOf": [{"required": [form]} for form in forms],
+        "properties": {"instances": {"type": "array", "items": instance}, **BODY_OPTIONS},
     }
 
 
@@ -163,7 +123,7 @@ def answer_schema(targets: Sequence[str] | None) -> dict[str, Any]:
     interval = {"type": "object", "required": list(bounds), "properties": bounds}
     moments = {"mean": number, "std": number, "epistemic_std": number}
     warnings = {"warnings": {"type": "array", "items": {"type": "string"}}}
-    lists = dict.fromkeys(("quantiles", "cdf", "samples"), _NUMBERS)
+    lists = dict.fromkeys(("quantiles", "cdf", "samples"), NUMBERS_ARRAY)
     one = {
         "type": "object",
         "required": [*moments, "intervals"],
@@ -181,75 +141,6 @@ def answer_schema(targets: Sequence[str] | None) -> dict[str, Any]:
         "type": "object",
         "required": ["model", "predictions"],
         "properties": {"model": model, "predictions": {"type": "array", "items": prediction}},
-    }
-
-
-def infer_request_schema() -> dict[str, Any]:
-    """The JSON Schema of a V2 request, as the protocol has it."""
-    tensor = {
-        "type": "object",
-        "required": ["name", "shape", "datatype"],
-        "properties": {
-            "name": {"type": "string", "description": "x, the name of a feature, or coverage"},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "datatype": {"type": "string", "enum": [*NUMBERS, TEXT]},
-            "parameters": {"type": "object"},
-            "data": {"type": "array", "description": "flat, or nested as the shape"},
-        },
-    }
-    output = {
-        "type": "object",
-        "required": ["name"],
-        "properties": {"name": {"type": "string", "enum": list(TENSOR_OUTPUTS)}, "parameters": {"type": "object"}},
-    }
-    options = {
-        "type": "object",
-        "properties": {
-            "coverage": {
-                "type": ["number", "string"],
-                "description": "of the intervals; several with commas between",
-            },
-            "timeout": {"type": "integer", "minimum": 0, "description": "microseconds that the request may wait for its run"},
-            "binary_data_output": {"type": "boolean", "description": "outputs as raw bytes"},
-            "strict": {"type": "boolean", "description": "refuse unknown categories instead of warning"},
-        },
-    }
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "parameters": options,
-            "inputs": {"type": "array", "minItems": 1, "items": tensor},
-            "outputs": {"type": "array", "items": output},
-        },
-    }
-
-
-def infer_answer_schema() -> dict[str, Any]:
-    """The JSON Schema of a V2 answer."""
-    text = {"type": "string"}
-    output = {
-        "type": "object",
-        "required": ["name", "datatype", "shape"],
-        "properties": {
-            "name": text,
-            "datatype": {"enum": ["FP32", "FP64"]},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-            "parameters": {"type": "object"},
-            "data": _NUMBERS,
-        },
-    }
-    return {
-        "type": "object",
-        "required": ["model_name", "model_version", "outputs"],
-        "properties": {
-            "model_name": text,
-            "model_version": text,
-            "id": text,
-            "parameters": {"type": "object"},
-            "outputs": {"type": "array", "items": output},
-        },
     }
 
 

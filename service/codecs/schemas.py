@@ -21,6 +21,24 @@ def _object(required: dict[str, Schema], **optional: Schema) -> Schema:
     return {"type": "object", "required": [*required], "properties": required | optional, "additionalProperties": False}
 
 
+NUMBERS_ARRAY = _array({"type": "number"})
+_PROBABILITIES = _array({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
+
+OPTIONS: dict[str, Schema] = {
+    "coverage": _PROBABILITIES | {"description": "of the prediction intervals"},
+    "quantiles": _PROBABILITIES | {"description": "probabilities whose quantiles are wanted"},
+    "thresholds": NUMBERS_ARRAY | {"description": "values t for which P(y <= t) is wanted, of every target"},
+    "samples": _COUNT | {"description": "draws from the predictive distribution"},
+    "seed": _COUNT | {"description": "makes the samples repeatable"},
+    "strict": _YES_OR_NO | {"description": "refuse unknown categories instead of warning"},
+}
+"""What a V1 request may ask beside its rows."""
+BODY_OPTIONS: dict[str, Schema] = {
+    name: {"anyOf": [schema["items"], schema], "description": schema["description"]} if "items" in schema else schema
+    for name, schema in OPTIONS.items()
+}
+"""As they stand in a JSON body: a number may stand for an array of one."""
+
 ERROR = _object(
     {"error": _TEXT},
     details=_array(_object({"problem": _TEXT}, row=_COUNT, feature=_TEXT)),
@@ -107,5 +125,94 @@ LOAD_REQUEST: Schema = {
             "properties": {"unload_dependents": {"description": "taken and of no effect"}},
             "additionalProperties": False,
         }
+    },
+}
+
+_ROWS: Schema = {"type": "array"}
+_FORMS: dict[str, Schema] = {
+    "instances": _ROWS,
+    "dataframe_split": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"columns": {"type": ["array", "null"], "items": _TEXT}, "data": _ROWS},
+    },
+    "dataframe_records": _ROWS,
+    "inputs": {"anyOf": [_ROWS, {"type": "object", "additionalProperties": _ROWS}]},
+}
+INVOCATIONS_REQUEST: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        **_FORMS,
+        "parameters": {
+            "type": ["object", "null"],
+            "properties": BODY_OPTIONS,
+            "description": "options, where Vertex AI puts them",
+        },
+        **BODY_OPTIONS,
+    },
+    "oneOf": [{"required": [form]} for form in _FORMS],
+}
+"""Rows in one of the forms of cloud containers and MLflow's clients."""
+
+INFER_REQUEST: Schema = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": _TEXT,
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "coverage": {"type": ["number", "string"], "description": "of the intervals; several with commas between"},
+                "timeout": _COUNT | {"description": "microseconds that the request may wait for its run"},
+                "binary_data_output": _YES_OR_NO | {"description": "outputs as raw bytes"},
+                "strict": OPTIONS["strict"],
+            },
+        },
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "shape", "datatype"],
+                "properties": {
+                    "name": _TEXT | {"description": "x, the name of a feature, or coverage"},
+                    "shape": _array(_COUNT),
+                    "datatype": {"type": "string", "enum": [*NUMBERS, TEXT]},
+                    "parameters": {"type": "object"},
+                    "data": {"type": "array", "description": "flat, or nested as the shape"},
+                },
+            },
+        },
+        "outputs": _array(
+            {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
+            }
+        ),
+    },
+}
+INFER_ANSWER: Schema = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": _TEXT,
+        "model_version": _TEXT,
+        "id": _TEXT,
+        "parameters": {"type": "object"},
+        "outputs": _array(
+            {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": _TEXT,
+                    "datatype": {"enum": ["FP32", "FP64"]},
+                    "shape": _array({"type": "integer"}),
+                    "parameters": {"type": "object"},
+                    "data": NUMBERS_ARRAY,
+                },
+            }
+        ),
     },
 }

@@ -29,7 +29,7 @@ from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
 from service.state import ServiceState
 
-ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
+_ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
     (
         re.compile(r"/v1/models/(?P<name>[^/]+?)(?:/versions/(?P<version>[^/]+)|/labels/(?P<label>[^/]+))?:predict"),
         V1,
@@ -47,21 +47,25 @@ class Route:
     names: dict[str, str]
 
 
+def find_route(path: str) -> Route | None:
+    """What this path asks for; None where it is no prediction path."""
+    for pattern, protocol in _ROUTES:
+        found = pattern.fullmatch(path)
+        if found is not None:
+            return Route(protocol, found.groupdict())
+    return None
+
+
 class Predictions:
     """Answers what is posted to the prediction paths."""
 
     def __init__(self, state: ServiceState):
         self._state = state
-        vertex = state.settings.vertex_predict_route
-        self._routes = ROUTES if vertex is None else ((re.compile(re.escape(vertex)), INVOCATIONS), *ROUTES)
+        self._vertex_route = state.settings.vertex_predict_route
 
     def route(self, path: str) -> Route | None:
         """What this path asks for; None where it is no prediction path."""
-        for pattern, protocol in self._routes:
-            found = pattern.fullmatch(path)
-            if found is not None:
-                return Route(protocol, found.groupdict())
-        return None
+        return Route(INVOCATIONS, {}) if path == self._vertex_route else find_route(path)
 
     async def answer(self, route: Route, scope: Scope, receive: Receive) -> Content:
         """The prediction that a request asks for, or what refuses it. What takes long is done in threads."""

@@ -11,17 +11,13 @@ from fastapi.openapi.utils import get_openapi
 import service
 from service.codecs import schemas
 from service.codecs.documents import (
-    OPTIONS,
     answer_schema,
     example_infer_request,
     example_request,
     example_tables,
-    infer_answer_schema,
-    infer_request_schema,
-    invocations_request_schema,
     request_schema,
 )
-from service.codecs.schemas import Schema
+from service.codecs.schemas import OPTIONS, Schema
 from service.codecs.tables import FORMATS
 from service.inference.model import ServedModel
 from service.repository import Entry, Repository
@@ -99,7 +95,7 @@ def openapi_document(app: FastAPI, repository: Repository, *, keys: bool) -> dic
     for path, what in zip(infer.PATHS, ("model", "model's version"), strict=True):
         paths[path] = _infer(f"Infer with a {what}", model)
     only = "Predict with the only model (SageMaker, MLflow's forms)"
-    paths["/invocations"] = _predict(only, invocations_request_schema(), answer_schema(None), None)
+    paths["/invocations"] = _predict(only, schemas.INVOCATIONS_REQUEST, answer_schema(None), None)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation |= _fixed(_ROUTES[path])
@@ -152,7 +148,7 @@ def _predict(summary: str, request: Schema, answer: Schema, model: ServedModel |
 
 def _infer(summary: str, model: ServedModel | None) -> dict[str, Any]:
     """A V2 inference operation."""
-    request: dict[str, Any] = {"schema": infer_request_schema()}
+    request: dict[str, Any] = {"schema": schemas.INFER_REQUEST}
     if model is not None:
         request["example"] = example_infer_request(model.manifest)
     raw = {"schema": {"type": "string", "format": "binary"}}
@@ -166,7 +162,7 @@ def _infer(summary: str, model: ServedModel | None) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "The outputs asked for",
-                "content": {_JSON: {"schema": infer_answer_schema()}, _BYTES: raw},
+                "content": {_JSON: {"schema": schemas.INFER_ANSWER}, _BYTES: raw},
                 "headers": {"Inference-Header-Content-Length": length},
             },
             **_failures(_PREDICT_FAILURES),
