@@ -1,7 +1,8 @@
 """A service in process: an application with its lifespan, asked through httpx without a socket."""
 
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.state import ServiceState
 from tests.model_files import write_formula_model
+from tests.service.live import Process
 
 
 @pytest.fixture
@@ -47,6 +49,32 @@ async def running(repository: Path, **settings: Any) -> AsyncIterator[Running]:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             yield Running(app, http)
+
+
+def slowed(service: Running, *, seconds: float) -> None:
+    """Let each run of model `m` take so much longer."""
+    batcher = service.state.repository.model("m").batcher
+    run = batcher._run
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return run(*arguments)
+
+    batcher._run = slow
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Starts services as processes: `start(repository, *flags, kind=Process)`. They are gone after the test."""
+    started = []
+
+    def start(*arguments: Any, kind: type[Process] = Process, **options: Any) -> Process:
+        started.append(kind(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.service.test_metrics import read
-from tests.service.test_server import Process, until
+from tests.service.live import Process, read, until
 
 ROW = b'{"instances": [[1, 2]]}'
 HEAD = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"

@@ -9,31 +9,15 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 
 from service.client import Client, ErrorbarError
 from service.security import add_key
 from tests.model_files import bad_model_files, write_formula_model
-from tests.service.test_metrics import read
-from tests.service.test_server import Process, until
+from tests.service.live import read, until
 from training.publish import publish
 
 ROW = {"instances": [[0, 0]]}
 MIB = 2**20
-
-
-@pytest.fixture
-def start():
-    started = []
-
-    def start(*arguments, **options):
-        started.append(Process(*arguments, **options))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.process.kill()
-        process.process.wait()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 
 from tests.model_files import MIXED, write_formula_model
-from tests.service.test_server import Process
+from tests.service.live import Process
 
 X = np.array([[1, 2], [0, 3]], dtype=np.float32)
 

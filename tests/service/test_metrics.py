@@ -5,25 +5,15 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from models.manifest import Target
 from service.metrics import DURATIONS, FAMILIES, Histogram, ModelMetrics, merged, page, statistics
 from service.security import add_key
 from tests.model_files import MIXED, write_formula_model
-from tests.service.conftest import running
+from tests.service.conftest import running, slowed
+from tests.service.live import read
 
 ROW = {"instances": [[1, 2]]}
-
-
-def read(text):
-    """Samples by name and labels."""
-    families = text_string_to_metric_families(text if isinstance(text, str) else text.decode())
-    return {
-        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in families
-        for sample in family.samples
-    }
 
 
 async def metrics(service, **headers):
@@ -215,16 +205,7 @@ async def test_a_missing_key_moves_its_metric(repository, tmp_path):
 @pytest.mark.anyio
 async def test_overload_and_deadline_move_their_metrics(repository):
     async with running(repository, inline_milliseconds=0, max_rows=2, max_queued_rows=2) as service:
-        batcher = service.state.repository.model("m").batcher
-        run = batcher._run
-
-        def slow(*arguments):
-            import time
-
-            time.sleep(0.3)
-            return run(*arguments)
-
-        batcher._run = slow
+        slowed(service, seconds=0.3)
         first = asyncio.create_task(service.predict(instances=[[1, 2]]))
         await asyncio.sleep(0.05)
         x = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}

@@ -13,8 +13,7 @@ import httpx
 
 from service.security import add_key
 from tests.model_files import MIXED, write_formula_model
-from tests.service.test_metrics import read
-from tests.service.test_server import Process
+from tests.service.live import Process, read
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")

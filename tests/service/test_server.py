@@ -1,71 +1,18 @@
 """Real processes on real ports, asked by the real client."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
 
 from service.client import Client, ErrorbarError
 from tests.model_files import write_formula_model
+from tests.service.live import until
 from training.publish import publish
-
-ADDRESS = re.compile(r"(?:running on|workers serve) (http://127\.0\.0\.1:\d+)")
-
-
-class Process:
-    """`python -m service`, or another program, on a free port."""
-
-    def __init__(self, repository, *flags, program=("-m", "service")):
-        command = [sys.executable, *program, "--repository", os.fspath(repository), "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log = []
-        self.url = self.wait_for(ADDRESS).group(1)
-        self._reader = threading.Thread(target=self._read_on, daemon=True)
-        self._reader.start()
-
-    def wait_for(self, pattern):
-        for line in self.process.stderr:
-            self.log.append(line)
-            if match := pattern.search(line):
-                return match
-        raise AssertionError("the service ended: " + "".join(self.log))
-
-    def _read_on(self):
-        with self.process.stderr as lines:
-            self.log += lines
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        status = self.process.wait(timeout=20)
-        self._reader.join(timeout=20)
-        return status
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-
-
-@pytest.fixture
-def start():
-    started = []
-
-    def start(*arguments):
-        started.append(Process(*arguments))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.process.kill()
-        process.process.wait()
-        process.process.stderr.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import httpx
 import pytest
@@ -14,8 +15,7 @@ import pytest
 from service.metrics import FAMILIES
 from service.settings import Settings
 from service.workers import SharedCounts, forget, own_socket
-from tests.service.test_metrics import read
-from tests.service.test_server import Process, until
+from tests.service.live import Process, read, until
 
 ROW = {"instances": [[1, 2]]}
 
@@ -69,25 +69,16 @@ class Workers(Process):
 
 
 @pytest.fixture
-def start():
-    started = []
-
-    def start(*arguments):
-        started.append(Workers(*arguments))
-        return started[-1]
-
-    yield start
-    for service in started:
-        if service.process.poll() is None:
-            service.stop(signal.SIGKILL)
+def start_two(start):
+    return partial(start, kind=Workers)
 
 
 def requests(counted):
     return counted.get(("errorbar_requests_total", "m", "ok", "1"), 0)
 
 
-def test_both_serve_and_either_tells_the_counts_of_both(repository, start):
-    service = start(repository)
+def test_both_serve_and_either_tells_the_counts_of_both(repository, start_two):
+    service = start_two(repository)
     assert len(service.children()) == 2
     service.ask(40)
     until(lambda: {requests(service.counted()) for _ in range(12)} == {40})
@@ -99,8 +90,8 @@ def test_both_serve_and_either_tells_the_counts_of_both(repository, start):
         httpx.get(service.url)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start):
-    service = start(repository)
+def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start_two):
+    service = start_two(repository)
     service.ask(20)
     until(lambda: requests(service.counted()) == 20)
     victim, other = service.children()
@@ -121,8 +112,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, sta
     assert service.stop() == 0
 
 
-def test_workers_end_with_their_parent(repository, start):
-    service = start(repository)
+def test_workers_end_with_their_parent(repository, start_two):
+    service = start_two(repository)
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
     with socket.socket() as asking:
         assert asking.connect_ex(address) == 0

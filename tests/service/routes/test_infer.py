@@ -10,7 +10,7 @@ from models.artifact import open_model
 from models.manifest import Target
 from service.routes.infer import V2
 from tests.model_files import MIXED, write_formula_model
-from tests.service.conftest import running
+from tests.service.conftest import running, slowed
 
 pytestmark = pytest.mark.anyio
 
@@ -112,16 +112,7 @@ async def test_a_coverage_that_the_calibration_rows_cannot_support_is_refused_wh
 
 async def test_a_timeout_that_passes_in_the_queue_is_504(repository):
     async with running(repository, inline_milliseconds=0) as service:
-        batcher = service.state.repository.model("m").batcher
-        run = batcher._run
-
-        def slow(*arguments):
-            import time
-
-            time.sleep(0.2)
-            return run(*arguments)
-
-        batcher._run = slow
+        slowed(service, seconds=0.2)
         before = asyncio.create_task(infer(service, body([[1, 2]])))
         await asyncio.sleep(0.05)
         late, patient = await asyncio.gather(

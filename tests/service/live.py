@@ -1,0 +1,63 @@
+"""A service as a process of its own on a real port, and what reads its metrics."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from prometheus_client.parser import text_string_to_metric_families
+
+ADDRESS = re.compile(r"(?:running on|workers serve) (http://127\.0\.0\.1:\d+)")
+
+
+class Process:
+    """`python -m service`, or another program, on a free port."""
+
+    def __init__(self, repository, *flags, program=("-m", "service")):
+        command = [sys.executable, *program, "--repository", os.fspath(repository), "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        self.url = self.wait_for(ADDRESS).group(1)
+        self._reader = threading.Thread(target=self._read_on, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, pattern):
+        for line in self.process.stderr:
+            self.log.append(line)
+            if match := pattern.search(line):
+                return match
+        raise AssertionError("the service ended: " + "".join(self.log))
+
+    def _read_on(self):
+        with self.process.stderr as lines:
+            self.log += lines
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(timeout=20)
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        status = self.process.wait(timeout=20)
+        self._reader.join(timeout=20)
+        return status
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+
+
+def read(text):
+    """Samples by name and labels."""
+    families = text_string_to_metric_families(text if isinstance(text, str) else text.decode())
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
