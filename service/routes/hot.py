@@ -75,7 +75,7 @@ class Predictions:
             model = work.find_model(route.names)
             length = header(scope, b"content-length")
             if length is not None and length.isdigit() and int(length) > LARGE_BYTES:
-                model.batcher.check_room()  # before its body is read a request costs least to refuse
+                model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
             long = route.protocol.reading_takes_long(scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
@@ -117,6 +117,8 @@ class Predictions:
 
         try:
             model = work.find_model(route.names)
+            if len(body) > LARGE_BYTES:
+                model.batcher.check_room()
             asked = work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
             model.batcher.submit(
