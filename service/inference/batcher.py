@@ -8,10 +8,10 @@ here, so a shared run can only fail as a whole; should it fail, its requests are
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -109,11 +109,13 @@ class Batcher:
         self._inline_rows = int(limits.inline_seconds / row_seconds)
         self._metrics = metrics
         self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
+        self._waited: list[float] = []  # seconds of calls before their runs, likewise
         self._ready: list[Call] = []  # came in these turns of the event loop
         self._seen = 0  # so many of them before this turn
         self._turns = 0
-        self._queue: list[Call] = []  # waits for the thread
-        self._in_thread = False  # whether a run is
+        self._queue: list[Call] = []  # waits for the thread, which takes from it while the lock is held
+        self._lock = threading.Lock()
+        self._in_thread = False  # whether the thread takes from the queue
         self._rows = {True: 0, False: 0}  # of calls, small or not, that have neither been answered nor given up
 
     async def outputs(
@@ -189,37 +191,42 @@ class Batcher:
         small = [call for call in ready if call.small]
         if len(small) < len(ready):
             self._enqueue([call for call in ready if not call.small])
+        loop = asyncio.get_running_loop()
         while small:
             calls, small = _shared(small, rows=self._inline_rows)
-            calls = self._starting(calls)
+            calls = self._starting(calls, loop)
             if calls:
                 self._answer(calls, self._attempt(calls))
         if self._queue:
-            asyncio.get_running_loop().call_soon(self._run_queue)
+            loop.call_soon(self._run_queue)
 
     def _enqueue(self, calls: list[Call]) -> None:
         """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
-        self._queue += calls
+        with self._lock:
+            self._queue += calls
         loop = asyncio.get_running_loop()
         for call in calls:
             call.timer = loop.call_at(call.deadline, self._expire, call)
 
     def _expire(self, call: Call) -> None:
-        if call in self._queue:
-            self._queue.remove(call)
+        with self._lock:
+            waits = call in self._queue
+            if waits:
+                self._queue.remove(call)
+        if waits:
             self._end(call, DeadlineError(_TOO_LATE))
 
-    def _starting(self, calls: list[Call]) -> list[Call]:
-        """The calls whose caller waits; those past their deadline are refused here."""
-        now = asyncio.get_running_loop().time()
+    def _starting(self, calls: list[Call], loop: asyncio.AbstractEventLoop) -> list[Call]:
+        """The calls whose caller waits; those past their deadline will hear of it. In any thread."""
+        now = loop.time()
         wanted = []
         for call in calls:
             if call.over:
                 continue
             if now > call.deadline:
-                self._end(call, DeadlineError(_TOO_LATE))
+                loop.call_soon_threadsafe(self._end, call, DeadlineError(_TOO_LATE))
             else:
-                self._metrics.queue.observe(now - call.came)
+                self._waited.append(now - call.came)
                 wanted.append(call)
         return wanted
 
@@ -238,19 +245,27 @@ class Batcher:
                 logger.exception("handing over an answer failed: this is a bug")
 
     def _run_queue(self) -> None:
-        """Begin the next run of the queue in the thread, unless that has one."""
-        while self._queue and not self._in_thread:
-            calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
-            calls = self._starting(calls)
-            if calls:
-                self._in_thread = True
-                run = asyncio.get_running_loop().run_in_executor(None, self._attempt, calls)
-                run.add_done_callback(partial(self._ran_in_thread, calls))
+        """Let the thread run the queue, unless it does."""
+        if self._queue and not self._in_thread:
+            self._in_thread = True
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(None, self._run_until_empty, loop).add_done_callback(self._thread_ended)
 
-    def _ran_in_thread(self, calls: list[Call], run: asyncio.Future[list[Part | Exception]]) -> None:
+    def _run_until_empty(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: one run after the other. A busy event loop, which writes the answers, does not hold up the next."""
+        while True:
+            with self._lock:
+                if not self._queue:
+                    return
+                calls, self._queue = _shared(self._queue, rows=self._limits.run_rows)
+            calls = self._starting(calls, loop)
+            if calls:
+                loop.call_soon_threadsafe(self._answer, calls, self._attempt(calls))
+
+    def _thread_ended(self, ended: asyncio.Future[None]) -> None:
         self._in_thread = False
-        self._run_queue()  # the thread need not wait for the answers to be written
-        self._answer(calls, run.result())
+        self._run_queue()  # what has come since the thread looked last
+        ended.result()
 
     def _attempt(self, calls: list[Call]) -> list[Part | Exception]:
         """The outputs of each call, or why there are none."""
@@ -288,6 +303,8 @@ class Batcher:
         for call, result in zip(calls, results, strict=True):
             self._end(call, result)
         try:
+            while self._waited:
+                self._metrics.queue.observe(self._waited.pop())
             while self._ran:
                 arrays, rows, requests, seconds = self._ran.pop()
                 self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -100,6 +101,20 @@ async def test_a_large_request_runs_in_a_thread_in_pieces():
     assert model.runs == [16, 16, 8]
     assert threading.current_thread() not in model.threads
     np.testing.assert_array_equal(answer["sum"], rows(40).sum(axis=1))
+
+
+async def test_the_thread_goes_on_while_the_event_loop_is_busy():
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model)
+    calls = [asyncio.create_task(ask(shared, rows(20), coverage=(c,))) for c in (0.5, 0.6, 0.7)]
+    await reach_the_thread(model)
+    model.may_run.set()
+    end = time.monotonic() + 10
+    while len(model.runs) < 6:  # of 16 and 4 rows; nothing else happens on the event loop
+        assert time.monotonic() < end
+    assert [answer["sum"].shape for answer in await asyncio.gather(*calls)] == [(20,)] * 3
+    assert shared.queued_rows == 0
 
 
 async def test_what_queues_up_during_a_run_shares_the_next():
