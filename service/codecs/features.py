@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import chain, islice
 from operator import itemgetter, le
 from types import NoneType
@@ -167,7 +168,7 @@ class Unusual:
     values: Values = field(default_factory=lambda: np.empty(0))
     """[k]: of the same; a gap is NaN."""
 
-    @property
+    @cached_property
     def rows(self) -> list[int]:
         """The rows that are unusual in some way, in order."""
         return sorted({*self.row.tolist(), *(item.row for item in self.unknown)})
@@ -202,8 +203,10 @@ def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = N
     for item in unusual.unknown:
         if item.row in sentences:
             sentences[item.row].append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
+    most = None if rows is None else rows * len(features.names)
     gaps = []
-    for row, position, value in zip(unusual.row.tolist(), unusual.feature.tolist(), unusual.values.tolist(), strict=True):
+    places = (array[:most].tolist() for array in (unusual.row, unusual.feature, unusual.values))
+    for row, position, value in zip(*places, strict=True):
         if row not in sentences:
             break
         if math.isnan(value):

@@ -54,6 +54,8 @@ Done = Callable[[Part | Exception], None]
 
 _MOST_TURNS = 4
 """Of the event loop, for which a run waits while each brings more requests."""
+_THREAD_SECONDS = 0.05
+"""For which a model keeps a thread before it gives it to those that wait for one."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,9 @@ class Batcher:
             loop.run_in_executor(None, self._run_until_empty, loop).add_done_callback(self._thread_ended)
 
     def _run_until_empty(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: one run after the other. A busy event loop, which writes the answers, does not hold up the next."""
-        while True:
+        """In the thread: one run after the other, for a while. The event loop, busy with answers, holds up none of them."""
+        end = loop.time() + _THREAD_SECONDS
+        while loop.time() < end:
             with self._lock:
                 if not self._queue:
                     return

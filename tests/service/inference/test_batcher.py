@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -115,6 +116,27 @@ async def test_the_thread_goes_on_while_the_event_loop_is_busy():
         assert time.monotonic() < end
     assert [answer["sum"].shape for answer in await asyncio.gather(*calls)] == [(20,)] * 3
     assert shared.queued_rows == 0
+
+
+async def test_a_busy_model_gives_its_thread_to_others():
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    model, stop = Model(), asyncio.Event()
+
+    def slow(*arguments):
+        time.sleep(0.005)
+        return model(*arguments)
+
+    busy, other = batcher(slow), batcher(Model())
+
+    async def ask_on():
+        while not stop.is_set():
+            await ask(busy, rows(20))
+
+    callers = [asyncio.create_task(ask_on()) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(ask(other, rows(20)), 10)
+    stop.set()
+    await asyncio.gather(*callers)
 
 
 async def test_what_queues_up_during_a_run_shares_the_next():
