@@ -371,6 +371,8 @@ def _looked_at(x: Values, unknown: Sequence[UnknownCategory], features: Features
     V1 only warns of the latter. Here a NaN is far more often a client's mistake, and what it does with a warning is unknown.
     """
     unusual = find_unusual(x, unknown, features)
+    if not len(unusual.values):
+        return unusual
     if np.isinf(unusual.values).any():
         problems += infinite(x, features)
     if not problems:
