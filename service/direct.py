@@ -11,7 +11,7 @@ from http import HTTPStatus
 from starlette.types import Scope
 
 from service.metrics import ServiceMetrics
-from service.routes.answers import Content
+from service.routes.answers import Content, length_of
 from service.routes.hot import Predictions, Route
 from service.routes.infer import JSON_LENGTH_HEADER, bytes_to_read
 from service.security import Guard
@@ -26,7 +26,6 @@ _PLAIN_TYPES = frozenset(
 """Content-Types of JSON and of tensors, as clients name them. Tables go through ASGI, a few bytes of which may be many rows."""
 
 _UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
-_LENGTH_DIGITS = 9
 _ROUTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -53,9 +52,8 @@ class Direct:
                 json_length = value
             elif name in _UNUSUAL or (name == b"content-type" and value not in _PLAIN_TYPES):
                 return False
-        if length is None or not length.isdigit() or len(length) > _LENGTH_DIGITS:
-            return False
-        return int(length) <= self._most_bytes and bytes_to_read(int(length), json_length) <= DIRECT_BYTES
+        size = length_of(length)
+        return size is not None and size <= self._most_bytes and bytes_to_read(size, json_length) <= DIRECT_BYTES
 
     def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> None:
         """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to."""

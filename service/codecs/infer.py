@@ -16,7 +16,6 @@ from models.artifact import Arrays
 from service.codecs.features import (
     Features,
     UnknownCategory,
-    Unusual,
     find_unusual,
     infinite,
     json_type,
@@ -94,7 +93,7 @@ def read_infer(
         if WHOLE in tensors
         else _by_feature(tensors, rows, features, unknown, problems)
     )
-    unusual = _looked_at(x, unknown, features, problems)
+    warnings, unusual_rows = _looked_at(x, unknown, features, problems)
     if flag(options, "strict", "the request"):
         problems += unknown_category_problems(unknown, features)
     if problems:
@@ -105,8 +104,8 @@ def read_infer(
         outputs=outputs,
         binary=binary,
         timeout_seconds=_timeout(options),
-        warnings=warnings_about(unusual, features, rows=LISTED_PROBLEMS),
-        unusual_rows=len(unusual.rows),
+        warnings=warnings,
+        unusual_rows=unusual_rows,
     )
 
 
@@ -185,7 +184,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
     tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
-    unusual = _looked_at(x, [], features, problems)
+    warnings, unusual_rows = _looked_at(x, [], features, problems)
     if problems:
         raise refuse(problems)
     return InferRequest(
@@ -194,8 +193,8 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
         outputs=OUTPUTS,
         binary=frozenset(OUTPUTS),
         timeout_seconds=None,
-        warnings=warnings_about(unusual, features, rows=LISTED_PROBLEMS),
-        unusual_rows=len(unusual.rows),
+        warnings=warnings,
+        unusual_rows=unusual_rows,
     )
 
 
@@ -365,22 +364,24 @@ def _by_feature(
     return x
 
 
-def _looked_at(x: Values, unknown: Sequence[UnknownCategory], features: Features, problems: list[Problem]) -> Unusual:
-    """What is unusual about the rows of x. Adds to `problems` what is infinite, and what is missing but never was in training.
+def _looked_at(
+    x: Values, unknown: Sequence[UnknownCategory], features: Features, problems: list[Problem]
+) -> tuple[dict[int, list[str]], int]:
+    """Warnings of the first unusual rows of x, and how many such rows there are.
 
-    V1 only warns of the latter. Here a NaN is far more often a client's mistake, and what it does with a warning is unknown.
+    Adds to `problems` what is infinite, and what is missing but never was in training. V1 only warns of the latter: here a NaN
+    is far more often a client's mistake, and what it does with a warning is unknown.
     """
     unusual = find_unusual(x, unknown, features)
-    if not len(unusual.values):
-        return unusual
-    if np.isinf(unusual.values).any():
-        problems += infinite(x, features)
-    if not problems:
-        sentence = "is missing (NaN, null, or no tensor); it never was in training"
-        gaps = np.flatnonzero(np.isnan(unusual.values))[:ENOUGH_PROBLEMS]
-        places = zip(unusual.row[gaps].tolist(), unusual.feature[gaps].tolist(), strict=True)
-        problems += [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
-    return unusual
+    if len(unusual.values):
+        if np.isinf(unusual.values).any():
+            problems += infinite(x, features)
+        if not problems:
+            sentence = "is missing (NaN, null, or no tensor); it never was in training"
+            gaps = np.flatnonzero(np.isnan(unusual.values))[:ENOUGH_PROBLEMS]
+            places = zip(unusual.row[gaps].tolist(), unusual.feature[gaps].tolist(), strict=True)
+            problems += [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
+    return warnings_about(unusual, features, rows=LISTED_PROBLEMS), len(unusual.rows)
 
 
 def _id(request: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,7 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
 JSON = b"application/json"
+_LENGTH_DIGITS = 18
 LARGE_BYTES = 100_000
 LARGE_NUMBERS = 2500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
@@ -57,6 +58,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
             found: bytes = value
             return found
     return None
+
+
+def length_of(value: bytes | None) -> int | None:
+    """The length that a header tells; None where there is none, or no plain number."""
+    return int(value) if value is not None and value.isdigit() and len(value) <= _LENGTH_DIGITS else None
 
 
 def error_content(error: ServiceError) -> Content:

@@ -21,6 +21,7 @@ from service.routes.answers import (
     Content,
     error_content,
     header,
+    length_of,
     read_body,
     send_content,
 )
@@ -73,8 +74,7 @@ class Predictions:
         result: Content | Exception = RuntimeError("the request was cancelled")
         try:
             model = work.find_model(route.names)
-            length = header(scope, b"content-length")
-            if length is not None and length.isdigit() and int(length) > LARGE_BYTES:
+            if (length_of(header(scope, b"content-length")) or 0) > LARGE_BYTES:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
             long = route.protocol.reading_takes_long(scope, body)

@@ -6,7 +6,7 @@ from service.codecs.infer import InferRequest, answer, check_finite, finite, rea
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
-from service.routes.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header
+from service.routes.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header, length_of
 from service.routes.protocol import Asked, Protocol, limits_of
 from service.settings import Settings
 
@@ -54,18 +54,18 @@ def _json_bytes(scope: Scope) -> int | None:
     given = header(scope, JSON_LENGTH_HEADER)
     if given is None:
         return None
-    if not given.isdigit() or len(given) > 18:
+    length = length_of(given)
+    if length is None:
         raise InvalidRequestError(
             f"Inference-Header-Content-Length is {given[:40].decode('latin-1')!r}; give the length of the JSON part in bytes"
         )
-    return int(given)
+    return length
 
 
 def bytes_to_read(length: int, json_length: bytes | None) -> int:
     """How many bytes of JSON take as long to read as a body of `length`. json_length: its header; None without it."""
-    if json_length is None or not json_length.isdigit() or len(json_length) > 9:
-        return length
-    text = min(int(json_length), length)
+    told = length_of(json_length)
+    text = length if told is None else min(told, length)
     return text + (length - text) // _RAW_TO_JSON
 
 
@@ -74,8 +74,8 @@ def _reading_takes_long(scope: Scope, body: bytes) -> bool:
 
 
 def _writing_takes_long(asked: Asked[InferRequest]) -> bool:
-    request, numbers = asked.request, asked.question.numbers
-    return (numbers if request.binary.issuperset(request.outputs) else _RAW_TO_JSON * numbers) > _RAW_TO_JSON * LARGE_NUMBERS
+    raw = asked.request.binary.issuperset(asked.request.outputs)
+    return asked.question.numbers > LARGE_NUMBERS * (_RAW_TO_JSON if raw else 1)
 
 
 V2 = Protocol("infer", _read, _write, _reading_takes_long, _writing_takes_long)
