@@ -21,7 +21,9 @@ from service.errors import ENOUGH_PROBLEMS, Problem
 
 Values = NDArray[np.float64]
 
-_NUMBERS = frozenset({int, float, NoneType})
+PLAIN_NUMBERS = frozenset({int, float, NoneType})
+"""The types of what a number may be in JSON: null is a missing one."""
+_FEW = 50
 _FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 _LISTED_CATEGORIES = 10
 _SHOWN_CHARACTERS = 100
@@ -93,9 +95,9 @@ def read_instances(instances: list[Any], features: Features) -> tuple[Values, li
     problems: list[Problem] = []
     cells = _in_order(instances, features, problems)
     if features.all_numeric:
-        flat = list(chain.from_iterable(cells))
-        if set(map(type, flat)) <= _NUMBERS:
-            return numbers(flat).reshape(len(cells), len(features.names)), [], problems
+        flat = numbers(list(chain.from_iterable(cells)))
+        if flat is not None:
+            return flat.reshape(len(cells), len(features.names)), [], problems
     x = np.empty((len(cells), len(features.names)))
     unknown: list[UnknownCategory] = []
     for position, values in enumerate(zip(*cells, strict=True)):
@@ -132,14 +134,16 @@ def read_column(
     return cells
 
 
-def numbers(values: Sequence[float | None]) -> Values:
-    """Numbers of JSON as float64 [n]; None is NaN."""
+def numbers(values: Sequence[Any]) -> Values | None:
+    """Numbers and nulls of JSON as float64 [n], where null is NaN; None where something else is among them."""
     packed = np.empty(len(values))
     try:
         struct.pack_into(f"{len(values)}d", packed.data, 0, *values)  # four times as fast as np.array
     except struct.error:
-        return np.array(values, dtype=np.float64)
-    return packed
+        return np.array(values, dtype=np.float64) if set(map(type, values)) <= PLAIN_NUMBERS else None
+    # What could be packed is a number, or a flag in the place of a 0 or a 1: few have to be looked for one by one
+    flags_possible = len(values) < _FEW or ((packed == 0) | (packed == 1)).any()
+    return None if flags_possible and bool in map(type, values) else packed
 
 
 def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
@@ -243,6 +247,11 @@ def _codes(column: Column) -> dict[Any, float]:
 def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
     """Each instance's values in the model's order; absent ones are None."""
     width = len(features.names)
+    if set(map(type, instances)) == {dict} and set(map(len, instances)) == {width}:
+        try:
+            return list(map(features.pick, instances))
+        except KeyError:
+            pass  # its row is told below
     cells: list[Sequence[Any]] = []
     for row, instance in enumerate(instances):
         if type(instance) is dict:
@@ -283,18 +292,18 @@ def _first_names(features: Features) -> str:
 
 def _converted(values: Sequence[Any], column: Column, codes: dict[Any, float]) -> Sequence[float] | Values | None:
     """A whole column at once; None where some value needs a look of its own."""
+    if column.kind not in ("categorical", "boolean"):
+        return numbers(values)
     types = set(map(type, values))
     if column.kind == "categorical":
         if not types <= ({str, int, float, NoneType} if column.integer else {str, NoneType}):
             return None
         found = [codes.get(value) for value in values]
         return None if None in found else np.array(found)
-    if column.kind == "boolean":
-        if not types <= {bool, int, float, NoneType}:
-            return None
-        flags = np.array(values, dtype=np.float64)
-        return flags if np.all(np.isnan(flags) | (flags == 0) | (flags == 1)) else None
-    return np.array(values, dtype=np.float64) if types <= _NUMBERS else None
+    if not types <= {bool, int, float, NoneType}:
+        return None
+    flags = np.array(values, dtype=np.float64)
+    return flags if np.all(np.isnan(flags) | (flags == 0) | (flags == 1)) else None
 
 
 def _cell(value: object, column: Column, codes: dict[Any, float]) -> float | None:

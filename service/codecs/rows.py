@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -183,15 +183,11 @@ def _number_texts(prediction: Prediction, more: Sequence[NDArray[Any]], rows: sl
     """The numbers of some rows in the order of `_template`. A float32 is written with the digits it has."""
     single = all(array.dtype == prediction.mean.dtype for array in more)
     form: Callable[[NDArray[Any]], NDArray[Any]] = _as_it_is if single else _as_texts
-    moments = [form(array[rows]) for array in (prediction.mean, prediction.std, prediction.epistemic_std)]
-    ends = list(accumulate([3, 2 * coverages, *(array.shape[2] for array in more)]))
-    numbers = np.empty((*moments[0].shape, ends[-1]), dtype=moments[0].dtype)
-    for place, moment in enumerate(moments):
-        numbers[:, :, place] = moment
-    numbers[:, :, 3 : ends[1] : 2] = form(prediction.lower[rows])
-    numbers[:, :, 4 : ends[1] : 2] = form(prediction.upper[rows])
-    for array, start, end in zip(more, ends[1:], ends[2:], strict=False):
-        numbers[:, :, start:end] = form(array[rows])
+    moments = [form(array[rows])[:, :, None] for array in (prediction.mean, prediction.std, prediction.epistemic_std)]
+    intervals = [form(array[rows]) for array in (prediction.lower, prediction.upper)]
+    if coverages > 1:
+        intervals = [np.stack(intervals, axis=3).reshape(*intervals[0].shape[:2], 2 * coverages)]
+    numbers = np.concatenate([*moments, *intervals, *(form(array[rows]) for array in more)], axis=2)
     return _texts(numbers) if single else numbers.ravel().tolist()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.features import json_type, nearest, numbers
+from service.codecs.features import PLAIN_NUMBERS, json_type, nearest, numbers
 from service.errors import InvalidRequestError
 
 Values = NDArray[np.float64]
@@ -29,6 +29,7 @@ NUMBERS: dict[str, np.dtype[Any]] = {
 TEXT = "BYTES"
 
 _KNOWN = (*NUMBERS, TEXT)
+_FLAGS = frozenset({bool, int, NoneType})
 _MOST_DIMENSIONS = 8
 
 
@@ -176,14 +177,12 @@ def _flat(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
 
 
 def _numbers(data: list[Any], datatype: str, what: str) -> Values:
-    dtype = NUMBERS[datatype]
-    allowed = {bool, int, NoneType} if datatype == "BOOL" else {int, float, NoneType}
-    wrong = set(map(type, data)) - allowed
-    if wrong:
-        place = next(place for place, value in enumerate(data) if type(value) in wrong)
-        kind = "true or false" if datatype == "BOOL" else "a number"
+    dtype, boolean = NUMBERS[datatype], datatype == "BOOL"
+    values = _flags(data) if boolean else numbers(data)
+    if values is None:
+        place = next(place for place, value in enumerate(data) if type(value) not in (_FLAGS if boolean else PLAIN_NUMBERS))
+        kind = "true or false" if boolean else "a number"
         raise InvalidRequestError(f"value {place} of {what} is {json_type(data[place])}; {datatype} is {kind}")
-    values = numbers(data)
     if datatype == "FP64":
         return values  # JSON has no number beyond it
     if dtype.kind == "f":
@@ -191,12 +190,16 @@ def _numbers(data: list[Any], datatype: str, what: str) -> Values:
             values = values.astype(dtype).astype(np.float64)
         bad, why = np.isinf(values), "is beyond the largest number of"
     else:
-        low, high = (0, 1) if datatype == "BOOL" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        low, high = (0, 1) if boolean else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         bad, why = (values < low) | (values > high) | (values % 1 != 0) & ~np.isnan(values), "is no"
     if bad.any():
         place = int(np.argmax(bad))
         raise InvalidRequestError(f"value {place} of {what} is {data[place]}, which {why} {datatype}")
     return values
+
+
+def _flags(data: list[Any]) -> Values | None:
+    return np.array(data, dtype=np.float64) if set(map(type, data)) <= _FLAGS else None
 
 
 def _texts(data: list[Any], what: str) -> list[str | None]:
