@@ -27,6 +27,7 @@ import orjson
 from benchmarks.fuzz_inputs import Input, mutated, valid_inputs
 from models.artifact import Run, open_model
 from models.manifest import Target
+from service.codecs.rows import Limits
 from service.errors import LISTED_PROBLEMS, ServiceError
 from service.inference.batcher import Part, RunLimits
 from service.inference.model import ServedModel, load_model
@@ -36,13 +37,12 @@ from service.routes.answers import Content
 from service.routes.infer import JSON_LENGTH_HEADER, V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
-from service.settings import Settings
 from tests.model_files import MIXED, NUMERIC, write_formula_model
 
 _PROTOCOLS = {"invocations": INVOCATIONS, "v2": V2, "v2 binary": V2, "v2 raw": V2}
 """By form; the others are V1's."""
-_SETTINGS = Settings(max_rows=500, max_queued_rows=500, max_answer_values=10_000, max_levels=50)
-_LIMITS = RunLimits(inline_seconds=1, run_rows=500, queued_rows=500, deadline_seconds=1)
+_LIMITS = Limits(rows=500, answer_values=10_000, levels=50)
+_RUN_LIMITS = RunLimits(inline_seconds=1, run_rows=500, queued_rows=500, deadline_seconds=1)
 _LONGEST_SENTENCE = 2000
 _SHOWN_REASONS = 6
 
@@ -120,7 +120,7 @@ def _models(folder: Path) -> dict[str, _Model]:
     models = {}
     for name in ("plain", "mixed"):
         path = folder / f"{name}.onnx"
-        served = load_model(path, name=name, version=1, device=Device("cpu", 1), limits=_LIMITS)
+        served = load_model(path, name=name, version=1, device=Device("cpu", 1), limits=_RUN_LIMITS)
         models[name] = _Model(served, open_model(path, threads=1)[0])
     return models
 
@@ -128,7 +128,7 @@ def _models(folder: Path) -> dict[str, _Model]:
 def _ask(given: Input, model: _Model) -> None:
     """Answer a request as the service does. Raises ServiceError where it is refused, else what is wrong with the answer."""
     protocol, scope = _PROTOCOLS.get(given.form, V1), given.scope()
-    asked = protocol.read(_SETTINGS, model.served, scope, given.body)
+    asked = protocol.read(_LIMITS, model.served, scope, given.body)
     check_support(asked.question, model.served.targets)
     _check_question(asked.question, model.served, of_tensors=protocol is V2)
     arrays = model.run(asked.question.x, np.array(asked.question.coverage))
@@ -142,7 +142,7 @@ def _check_question(question: Question, model: ServedModel, *, of_tensors: bool)
     x, features = question.x, model.features
     assert x.dtype == np.float64
     assert x.shape == (len(x), len(features.names))
-    assert len(x) <= _SETTINGS.max_rows
+    assert len(x) <= _LIMITS.rows
     assert not np.isinf(x).any()
     for position, column in enumerate(features.columns):
         values = x[:, position]
@@ -152,9 +152,9 @@ def _check_question(question: Question, model: ServedModel, *, of_tensors: bool)
         elif of_tensors and features.never_missing[position]:
             assert len(known) == len(values), f"{column.name} is missing"
     assert all(0 < value < 1 for value in (*question.coverage, *question.quantiles))
-    assert len(question.coverage) + len(question.quantiles) <= _SETTINGS.max_levels
+    assert len(question.coverage) + len(question.quantiles) <= _LIMITS.levels
     assert np.isfinite(question.thresholds).all(), f"thresholds {question.thresholds}"
-    assert 0 <= question.samples <= _SETTINGS.max_answer_values
+    assert 0 <= question.samples <= _LIMITS.answer_values
     assert question.seed is None or 0 <= question.seed < 2**63
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
+from service.codecs.rows import Limits
 from service.errors import NotFoundError, UnavailableError
 from service.inference.model import ServedModel
 from service.inference.session import Device
@@ -26,6 +28,12 @@ class ServiceState:
     """Where this process is one of several."""
     draining: bool = False
     """Set at SIGTERM: not ready any more, still serving."""
+
+    @cached_property
+    def limits(self) -> Limits:
+        """How large a request may be."""
+        given = self.settings
+        return Limits(rows=given.max_rows, answer_values=given.max_answer_values, levels=given.max_levels)
 
     def not_ready(self) -> str | None:
         """Why the service is not ready, or None where it is."""

@@ -150,7 +150,7 @@ class _Work:
 
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:
         started = time.perf_counter()
-        self._asked = asked = self._protocol.read(self._state.settings, model, self._scope, body)
+        self._asked = asked = self._protocol.read(self._state.limits, model, self._scope, body)
         check_support(asked.question, model.targets)
         self._read_seconds = time.perf_counter() - started
         return asked

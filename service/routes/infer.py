@@ -3,12 +3,12 @@
 from starlette.types import Scope
 
 from service.codecs.infer import InferRequest, answer, check_finite, finite, read_infer
+from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.routes.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header, length_of
-from service.routes.protocol import Asked, Protocol, limits_of
-from service.settings import Settings
+from service.routes.protocol import Asked, Protocol
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 
@@ -18,7 +18,7 @@ _RAW_TO_JSON = 20
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
-def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> Asked[InferRequest]:
+def _read(limits: Limits, model: ServedModel, scope: Scope, body: bytes) -> Asked[InferRequest]:
     """Content-Type decides nothing: of the clients in use some send none, and some call JSON an octet-stream."""
     request = read_infer(
         body,
@@ -26,7 +26,7 @@ def _read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> 
         features=model.features,
         targets=len(model.targets.names),
         default_coverage=model.manifest.default_coverage,
-        limits=limits_of(settings),
+        limits=limits,
     )
     return Asked(
         request.question,

@@ -6,14 +6,13 @@ from typing import Any
 from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
-from service.codecs.rows import RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
 from service.routes.answers import JSON, LARGE_BYTES, LARGE_NUMBERS, Content, header
-from service.routes.protocol import Asked, Protocol, limits_of
-from service.settings import Settings
+from service.routes.protocol import Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
@@ -21,10 +20,9 @@ PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PR
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _reader(rewrite: Rewrite | None) -> Callable[[Settings, ServedModel, Scope, bytes], Asked[RowsRequest]]:
-    def read(settings: Settings, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
+def _reader(rewrite: Rewrite | None) -> Callable[[Limits, ServedModel, Scope, bytes], Asked[RowsRequest]]:
+    def read(limits: Limits, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
         targets, coverage = len(model.targets.names), model.manifest.default_coverage
-        limits = limits_of(settings)
         form = FORMATS.get(_media_type(scope))
         if form is None:
             refuse_options(scope["query_string"])

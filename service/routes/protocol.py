@@ -11,7 +11,6 @@ from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import Question
 from service.routes.answers import Content
-from service.settings import Settings
 
 Request = TypeVar("Request")
 
@@ -30,17 +29,12 @@ class Asked(Generic[Request]):
 
 @dataclass(frozen=True)
 class Protocol:
-    """read(settings, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
+    """read(limits, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
 
     name: str
-    read: Callable[[Settings, ServedModel, Scope, bytes], Asked[Any]]
+    read: Callable[[Limits, ServedModel, Scope, bytes], Asked[Any]]
     write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
     reading_takes_long: Callable[[Scope, bytes], bool]
     """Whether reading this body may take long, and belongs in a thread."""
     writing_takes_long: Callable[[Asked[Any]], bool]
     """Likewise the writing of this answer."""
-
-
-def limits_of(settings: Settings) -> Limits:
-    """How large a request may be."""
-    return Limits(rows=settings.max_rows, answer_values=settings.max_answer_values, levels=settings.max_levels)
