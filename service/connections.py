@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.direct import Direct
 from service.errors import error_body
+from service.heads import Head
 from service.metrics import ServiceMetrics
 from service.routes.hot import Route
 
@@ -110,9 +111,14 @@ class Connection(HttpToolsProtocol):
         """Called by the event loop."""
         if self.transport.is_closing():
             return
+        between_requests = self._idle_since is not None and self._arriving_since is None
         self._idle_since = None
+        if between_requests and self._begin_known(data):
+            return
         headers_before = self._headers
         super().data_received(data)
+        if between_requests and self._headers == headers_before + 1:
+            self._remember(data)
         if self._leftover_bytes is not None:
             self._leftover_bytes += len(data)
             if self._leftover_bytes > LEFTOVER_BYTES:
@@ -159,9 +165,7 @@ class Connection(HttpToolsProtocol):
             return
         chunks = exchange.chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._running = exchange
-        scope: Any = self.scope
-        self._direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
+        self._begin(self._direct, exchange, self.scope, body)
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
@@ -226,6 +230,30 @@ class Connection(HttpToolsProtocol):
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query
         return _Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
+
+    def _begin_known(self, data: bytes) -> bool:
+        """Begin the request that `data` is, if it is one whose head came before."""
+        if self._direct is None or self.flow.write_paused:
+            return False
+        known = self._direct.heads.find(data)
+        if known is None:
+            return False
+        head, body = known
+        self.cycle = _Exchange(head.route, keep_alive=not self._draining())
+        self._begin(self._direct, self.cycle, {**head.scope, "client": self.client}, body)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of the request that `data` began with, if this is all that it is."""
+        exchange = self.cycle
+        complete = self._arriving_since is None
+        if self._direct is not None and isinstance(exchange, _Exchange) and exchange.keep_alive and complete:
+            scope: Any = self.scope
+            self._direct.heads.add(data, Head(exchange.route, scope, body_bytes=sum(map(len, exchange.chunks))))
+
+    def _begin(self, direct: Direct, exchange: _Exchange, scope: Any, body: bytes) -> None:
+        self._running = exchange
+        direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
     def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
         exchange.response_started = exchange.response_complete = True

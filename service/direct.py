@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 from starlette.types import Scope
 
+from service.heads import KnownHeads
 from service.metrics import ServiceMetrics
 from service.routes.answers import Content, length_of
 from service.routes.hot import Predictions, Route
@@ -41,6 +42,8 @@ class Direct:
         self._most_bytes = settings.max_body_bytes
         self.route = lru_cache(_ROUTES)(self._route)
         """What a request line's path asks for; None where it is no prediction path, or not a plain one."""
+        self.heads = KnownHeads()
+        """Those of requests that were answered here."""
 
     def takes(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a POST with these headers is small and plain."""

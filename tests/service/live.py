@@ -1,8 +1,10 @@
-"""A service as a process of its own on a real port, and what reads its metrics."""
+"""A service as a process of its own on a real port, what speaks HTTP to it byte by byte, and what reads its metrics."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,9 @@ import time
 from prometheus_client.parser import text_string_to_metric_families
 
 ADDRESS = re.compile(r"(?:running on|workers serve) (http://127\.0\.0\.1:\d+)")
+
+ROW = b'{"instances": [[1, 2]]}'
+HEAD = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
 
 
 class Process:
@@ -61,3 +66,36 @@ def read(text):
         for family in families
         for sample in family.samples
     }
+
+
+@contextlib.contextmanager
+def connected(service, *, source="127.0.0.1"):
+    """A socket; source: the address that the service sees."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10, source_address=(source, 0)) as client:
+        yield client
+
+
+def answers(client, count):
+    """So many answers of the service: status, headers and body of each."""
+    received, found = b"", []
+    while len(found) < count:
+        while b"\r\n\r\n" not in received:
+            part = client.recv(65536)
+            assert part, "the connection was closed"
+            received += part
+        head, _, received = received.partition(b"\r\n\r\n")
+        status, *lines = head.split(b"\r\n")
+        headers = dict(line.split(b": ", 1) for line in lines)
+        length = int(headers[b"content-length"])
+        while len(received) < length:
+            received += client.recv(65536)
+        body, received = received[:length], received[length:]
+        found.append((int(status.split()[1]), headers, body))
+    assert not received
+    return found
+
+
+def post(body, *headers, version=b"1.1"):
+    lines = [b"POST /v1/models/m:predict HTTP/" + version, b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])

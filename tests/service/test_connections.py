@@ -8,10 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.service.live import Process, read, until
-
-ROW = b'{"instances": [[1, 2]]}'
-HEAD = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
+from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +20,6 @@ def service(tmp_path_factory):
     running = Process(repository, "--request-seconds", "1", "--max-connections", "20", "--max-body-bytes", "100000")
     yield running
     assert running.stop() == 0
-
-
-@contextlib.contextmanager
-def connected(service):
-    host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
-        yield client
 
 
 def all_of(client):
@@ -167,29 +157,6 @@ def test_a_client_that_does_not_read_is_dropped(service):
                 client.sendall(HEAD % len(many) + b"\r\n" + many)
         until(lambda: rejected(service, "unread") > before)
     serves(service)
-
-
-def answers(client, count):
-    """So many answers of the service: status, headers and body of each."""
-    received, found = b"", []
-    while len(found) < count:
-        while b"\r\n\r\n" not in received:
-            received += client.recv(65536) or pytest.fail("the connection was closed")
-        head, _, received = received.partition(b"\r\n\r\n")
-        status, *lines = head.split(b"\r\n")
-        headers = dict(line.split(b": ", 1) for line in lines)
-        length = int(headers[b"content-length"])
-        while len(received) < length:
-            received += client.recv(65536)
-        body, received = received[:length], received[length:]
-        found.append((int(status.split()[1]), headers, body))
-    assert not received
-    return found
-
-
-def post(body, *headers, version=b"1.1"):
-    lines = [b"POST /v1/models/m:predict HTTP/" + version, b"Host: x", b"Content-Length: %d" % len(body), *headers]
-    return b"\r\n".join([*lines, b"", body])
 
 
 def test_requests_that_come_together_are_answered_in_their_order(service):
