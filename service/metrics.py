@@ -34,6 +34,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _PREDICTED = ("std", "lower", "upper")
 _NUMBERS_ASIDE = 32_768
 _NUMBERS_OF_A_RUN = 256  # at least: to gather many small runs takes long
+_FEW_NUMBERS = 16
 
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
@@ -119,9 +120,13 @@ class ModelMetrics:
         runs = self.runs_by_rows.setdefault(rows, [0, 0.0])
         runs[0] += 1
         runs[1] += seconds
+        numbers = sum(array.size for array in arrays.values())
+        if numbers <= _FEW_NUMBERS:
+            self._observe(arrays)
+            return
         kind = tuple((name, arrays[name].shape[1:]) for name in _PREDICTED if name in arrays)
         self._aside[kind].append(arrays)
-        self._numbers_aside += max(_NUMBERS_OF_A_RUN, sum(array.size for array in arrays.values()))
+        self._numbers_aside += max(_NUMBERS_OF_A_RUN, numbers)
         if self._numbers_aside >= _NUMBERS_ASIDE:
             self.settle()
 
@@ -135,6 +140,18 @@ class ModelMetrics:
             if "lower" in whole and "upper" in whole:
                 with np.errstate(invalid="ignore"):  # both may be infinite
                     self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
+
+    def _observe(self, arrays: Arrays) -> None:
+        """Count the predictions of one run: so few that NumPy would take longer, now or later."""
+        ranges = self._ranges.tolist()
+        std, lower, upper = (arrays[name].tolist() if name in arrays else [] for name in _PREDICTED)
+        shares = [(self.std, value / size) for row in std for value, size in zip(row, ranges, strict=True)]
+        for row in zip(lower, upper, strict=False):  # without the other, neither tells a width
+            for lows, highs, size in zip(*row, ranges, strict=True):
+                shares += [(self.width, (high - low) / size) for low, high in zip(lows, highs, strict=True)]
+        for histogram, share in shares:
+            if math.isfinite(share):
+                histogram.observe(share)
 
 
 class ServiceMetrics:
@@ -206,6 +223,7 @@ def snapshot(service: ServiceMetrics, models: "Iterable[ServedModel]") -> Snapsh
     for model in models:
         of = [model.name, str(model.version)]
         counted = model.metrics
+        model.batcher.count()
         counted.settle()
         taken["errorbar_requests"] += [([*of, outcome], float(count)) for outcome, count in counted.requests.items()]
         taken["errorbar_request_seconds"] += [([*of, phase], seconds) for phase, seconds in counted.seconds.items()]

@@ -175,6 +175,14 @@ class Batcher:
         """Raise OverloadedError when even one row more of a large call would be too many."""
         self._check_room(1, small=False)
 
+    def count(self) -> None:
+        """Count the runs that are not counted yet. On the event loop."""
+        while self._waited:
+            self._metrics.queue.observe(self._waited.pop())
+        while self._ran:
+            arrays, rows, requests, seconds = self._ran.pop()
+            self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
+
     def _check_room(self, rows: int, *, small: bool) -> None:
         """Small calls do not wait behind large ones, so these do not keep them out."""
         if self._rows[small] + rows > self._limits.queued_rows:
@@ -305,14 +313,7 @@ class Batcher:
     def _answer(self, calls: Iterable[Call], results: Iterable[Part | Exception]) -> None:
         for call, result in zip(calls, results, strict=True):
             self._end(call, result)
-        try:
-            while self._waited:
-                self._metrics.queue.observe(self._waited.pop())
-            while self._ran:
-                arrays, rows, requests, seconds = self._ran.pop()
-                self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
-        except Exception:  # nobody's answer may hang on a count
-            logger.exception("counting a run failed: this is a bug")
+        asyncio.get_running_loop().call_soon(self.count)  # once the answers are sent
 
 
 def _shared(calls: list[Call], *, rows: int) -> tuple[list[Call], list[Call]]:

@@ -48,6 +48,27 @@ def test_std_and_width_are_shares_of_the_training_range():
     assert counted.std.count == 2
 
 
+def test_few_predictions_are_counted_as_many_are():
+    rng, targets = (
+        np.random.default_rng(0),
+        [Target(name="y", minimum=0.0, maximum=2.0), Target(name="z", minimum=1.0, maximum=5.0)],
+    )
+    std, lower, upper = (rng.normal(size=(20, 2, k)).astype(np.float32) for k in (1, 2, 2))
+    std[3], upper[5], lower[7] = np.inf, np.nan, -np.inf
+    alone, together = ModelMetrics(targets), ModelMetrics(targets)
+    together.ran({"std": std[:, :, 0], "lower": lower, "upper": upper}, rows=20, requests=1, seconds=0.1)
+    for row in range(20):
+        arrays = {"std": std[row : row + 1, :, 0], "lower": lower[row : row + 1], "upper": upper[row : row + 1]}
+        alone.ran(arrays, rows=1, requests=1, seconds=0.1)
+    assert not alone._aside
+    together.settle()
+    for name in ("std", "width"):
+        few, many = getattr(alone, name), getattr(together, name)
+        assert few.counts == many.counts
+        assert few.total == pytest.approx(many.total)
+    assert (alone.std.count, alone.width.count) == (38, 72)
+
+
 def test_a_row_whose_answer_is_not_finite_leaves_the_sums_finite():
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
     std, bound = np.array([[np.inf], [1.0], [np.nan]]), np.array([[[np.inf]], [[3.0]], [[np.nan]]])
