@@ -32,8 +32,8 @@ class ServiceState:
     @cached_property
     def limits(self) -> Limits:
         """How large a request may be."""
-        given = self.settings
-        return Limits(rows=given.max_rows, answer_values=given.max_answer_values, levels=given.max_levels)
+        settings = self.settings
+        return Limits(rows=settings.max_rows, answer_values=settings.max_answer_values, levels=settings.max_levels)
 
     def not_ready(self) -> str | None:
         """Why the service is not ready, or None where it is."""
