@@ -1,13 +1,15 @@
 """`python -m benchmarks.serving`: requests per second and latency of each server, in turn, on one core; wrk on another."""
 
 import argparse
-import statistics
+import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import httpx
@@ -35,9 +37,11 @@ _COLUMNS = (
     "rows/s",
     "of bare ONNX Runtime",
     "p50 us",
+    f"over {_CEILING}",
     "p99 us",
     "failed",
 )
+_BARE_SECONDS = 0.3
 _ABOUT_PEERS = """\
 Peers serve the same model file through ONNX Runtime on one thread, each as its own documentation shows,
 at its defaults but one worker, no access log, and uvloop and httptools installed. `batched` has its adaptive batching: MLServer
@@ -47,13 +51,24 @@ and above all Ray Serve. errorbar V1 and naive FastAPI get an object a row; `err
 are shorter."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A load on a server, and right before it, for a machine is not as fast all the time, what nothing can beat."""
+
+    load: Load
+    ceiling: Load
+    """The same load on a server that does nothing."""
+    bare: float
+    """Rows per second of ONNX Runtime in this process, on the server's core, with runs of a request's rows."""
+
+
 @dataclass
 class Cell:
     """What was measured with requests of so many rows on so many connections: server -> round -> load."""
 
     rows: int
     connections: int
-    loads: dict[str, dict[int, Load]] = field(default_factory=dict)
+    measured: dict[str, dict[int, Measured]] = field(default_factory=dict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,60 +87,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             repository = Path(folder) / "repository"
             publish_model(repository, name="m", network=NETWORKS[network])
-            bare = _bare(repository, options.rows)
             for number in range(options.rounds):
                 for name in options.servers:
                     if name not in failures and (reason := _measured(name, repository, cells, number, options, made)):
                         failures[name] = reason
-                    text = "\n\n".join([head, *done, section(network, cells, bare, failures)]) + "\n"
+                    text = "\n\n".join([head, *done, section(network, cells, failures)]) + "\n"
                     file.write_text(text, encoding="utf-8")  # an interruption keeps what was measured
-        done.append(section(network, cells, bare, failures))
+        done.append(section(network, cells, failures))
         complete = complete and not failures
     print(file.read_text(encoding="utf-8"))
     return 0 if complete else 1
 
 
-def section(network: str, cells: Sequence[Cell], bare: Mapping[int, float], failures: Mapping[str, str]) -> str:
-    """The table of a network. bare: rows per second of ONNX Runtime, by rows of a run. failures: server -> its reason."""
+def section(network: str, cells: Sequence[Cell], failures: Mapping[str, str]) -> str:
+    """The table of a network. failures: server -> its reason."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + " --- |" * len(_COLUMNS)]
-    lines += [_line(cell, name, bare[cell.rows]) for cell in cells for name in cell.loads]
+    lines += [_line(cell, name) for cell in cells for name in cell.measured]
     text = f"## {network}: {dict(NETWORKS[network]) or 'as it comes'}\n\n" + "\n".join(lines)
     if failures:
         text += "\n\nNot measured, or not to the end:\n"
         text += "\n".join(f"- {name}: {reason}" for name, reason in failures.items())
-    rates = ", ".join(f"{rate:,.0f} rows/s with {rows} rows" for rows, rate in bare.items())
+    bare: dict[int, list[float]] = {}
+    for cell in cells:
+        bare.setdefault(cell.rows, []).extend(one.bare for rounds in cell.measured.values() for one in rounds.values())
+    rates = ", ".join(f"{median(found):,.0f} rows/s with {rows} rows" for rows, found in bare.items() if found)
     return f"{text}\n\nBare ONNX Runtime in one process: {rates}"
 
 
-def _line(cell: Cell, name: str, bare: float) -> str:
-    loads = cell.loads[name]
-
-    def median(key: str) -> float:
-        return float(statistics.median(getattr(load, key) for load in loads.values()))
-
-    def share(of: str, *, inverse: bool) -> str:
-        rates = [
-            (load.requests_per_second, cell.loads[of][number].requests_per_second)
-            for number, load in loads.items()
-            if number in cell.loads.get(of, {})
-        ]
-        return f"{statistics.median(b / a if inverse else a / b for a, b in rates):.2f}" if rates and min(rates)[0] else ""
-
-    rate = median("requests_per_second")
-    failed = sum(load.refused + load.broken for load in loads.values())
+def _line(cell: Cell, name: str) -> str:
+    rounds, ours = cell.measured[name], cell.measured.get(_OURS, {})
+    loads = [one.load for one in rounds.values()]
+    rate, p50 = median(load.requests_per_second for load in loads), median(load.p50 for load in loads)
+    ceilings = [(one.load, one.ceiling) for one in rounds.values()]
+    to_it = [
+        (ours[number].load.requests_per_second, one.load.requests_per_second)
+        for number, one in rounds.items()
+        if number in ours
+    ]
+    of_bare = median(one.load.requests_per_second * cell.rows / one.bare for one in rounds.values())
     predicts = name != _CEILING
     columns = [
         str(cell.rows),
         str(cell.connections),
         name,
         f"{rate:,.0f}",
-        share(_CEILING, inverse=False),
-        share(_OURS, inverse=True) if predicts else "",
+        f"{median(load.requests_per_second / ceiling.requests_per_second for load, ceiling in ceilings):.2f}",
+        f"{median(a / b for a, b in to_it):.2f}" if predicts and to_it and all(b for _, b in to_it) else "",
         f"{rate * cell.rows:,.0f}",
-        f"{rate * cell.rows / bare:.2f}" if predicts else "",
-        f"{median('p50'):,.0f}",
-        f"{median('p99'):,.0f}",
-        str(failed),
+        f"{of_bare:.2f}" if predicts else "",
+        f"{p50:,.0f}",
+        f"{median(load.p50 - ceiling.p50 for load, ceiling in ceilings):,.0f}" if predicts else "",
+        f"{median(load.p99 for load in loads):,.0f}",
+        str(sum(load.refused + load.broken for load in loads)),
     ]
     return f"| {' | '.join(columns)} |"
 
@@ -152,25 +165,28 @@ def _measured(
     made: Mapping[str, Environment],
 ) -> str | None:
     """Put round `number` of all loads on a server; the reason where that fails: one must not stop the others."""
-    candidate = (CANDIDATES | PEERS)[name]
+    candidate, nothing = (CANDIDATES | PEERS)[name], CANDIDATES[_CEILING]
     python = Path(sys.executable) if candidate.peer is None else made[candidate.peer].python
     x = np.random.default_rng(0).normal(size=(max(options.rows), FEATURES))
     try:
-        with started(candidate, repository, core=options.server_core, python=python) as (url, _):
+        with contextlib.ExitStack() as servers:
+            url, _ = servers.enter_context(started(candidate, repository, core=options.server_core, python=python))
+            idle, _ = servers.enter_context(started(nothing, repository, core=options.server_core))
             for cell in cells:
-                request = candidate.say(x[: cell.rows])
-                check(candidate, url, x[: cell.rows], repository)
-                for seconds in (1, options.seconds):  # first to warm up
-                    load = loaded(
-                        url,
-                        request.body,
-                        request.headers,
-                        connections=cell.connections,
-                        seconds=seconds,
-                        core=options.load_core,
-                    )
-                cell.loads.setdefault(name, {})[number] = load
-                print(f"{name}, {cell.rows} rows, {cell.connections} connections: {load}", file=sys.stderr, flush=True)
+                rows = x[: cell.rows]
+                check(candidate, url, rows, repository)
+
+                def load(candidate: Candidate, url: str, *, seconds: int, cell: Cell = cell, rows: Values = rows) -> Load:
+                    request = candidate.say(rows)
+                    connections, core = cell.connections, options.load_core
+                    return loaded(url, request.body, request.headers, connections=connections, seconds=seconds, core=core)
+
+                load(candidate, url, seconds=1)  # to warm up
+                bare = _bare(repository, rows, core=options.server_core)
+                ceiling = load(nothing, idle, seconds=options.seconds)
+                measured = Measured(load(candidate, url, seconds=options.seconds), ceiling, bare)
+                cell.measured.setdefault(name, {})[number] = measured
+                print(f"{name}, {cell.rows} rows, {cell.connections} connections: {measured}", file=sys.stderr, flush=True)
     except (RuntimeError, OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError, httpx.HTTPError) as error:
         reason = " ".join(str(error).split()) or repr(error)
         print(f"{name}: {reason}", file=sys.stderr, flush=True)
@@ -193,27 +209,27 @@ def check(candidate: Candidate, url: str, x: Values, repository: Path) -> None:
         raise RuntimeError(f"it answers {found}, the model {expected}")
 
 
-def _bare(repository: Path, sizes: Sequence[int]) -> dict[int, float]:
-    """Rows per second of ONNX Runtime in this process, by rows of a run."""
+def _bare(repository: Path, x: Values, *, core: int) -> float:
+    """Rows per second of ONNX Runtime in this process: the median of runs for a third of a second."""
     session = cpu_session(read_model(model_file(repository))[0], threads=1)
-    coverage = np.array([0.9])
-    result = {}
-    for rows in sizes:
-        x = np.random.default_rng(0).normal(size=(rows, FEATURES))
-        seconds = []
-        for _ in range(max(20, 20_000 // rows)):
-            start = perf_counter()
-            session.run(["mean", "std", "epistemic_std", "lower", "upper"], {"x": x, "coverage": coverage})
+    cores, seconds = os.sched_getaffinity(0), []
+    os.sched_setaffinity(0, {core})
+    try:
+        end = perf_counter() + _BARE_SECONDS
+        while (start := perf_counter()) < end:
+            session.run(["mean", "std", "epistemic_std", "lower", "upper"], {"x": x, "coverage": np.array([0.9])})
             seconds.append(perf_counter() - start)
-        result[rows] = rows / statistics.median(seconds)
-    return result
+    finally:
+        os.sched_setaffinity(0, cores)
+    return len(x) / median(seconds)
 
 
 def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: str) -> str:
     text = (
         f"{facts(LIBRARIES, also=busy)} One core for the server, one for "
-        f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. `{_OURS} to it`: how "
-        f"many times as many requests per second as this server {_OURS} answered."
+        f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. Shares of {_CEILING} and "
+        f"of bare ONNX Runtime, and the p50 over {_CEILING}, are of what these did right before the server's cell. "
+        f"`{_OURS} to it`: how many times as many requests per second as this server {_OURS} answered."
     )
     if made:
         told = "\n".join(f"- {environment.versions}" for environment in made.values())

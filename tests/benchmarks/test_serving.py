@@ -231,24 +231,30 @@ def test_sigterm_ends_the_program_after_its_servers():
     assert (ended.returncode, ended.stdout) == (143, "stopped\n")
 
 
-def test_a_ratio_is_of_the_same_round():
+def measured(rate, ceiling=1000.0, bare=1000.0, **given):
+    return program.Measured(load(rate, **given), load(ceiling, p50=500.0), bare)
+
+
+def test_a_ratio_is_of_what_was_measured_beside():
     cell = program.Cell(1, 16)
-    cell.loads = {
-        "hello world": {0: load(100.0), 1: load(1000.0), 2: load(1000.0)},
-        "errorbar V1": {0: load(50.0), 1: load(500.0), 2: load(500.0)},
-        "kserve V1": {1: load(250.0, refused=2), 2: load(250.0, broken=1)},  # failed in the first round
+    cell.measured = {
+        "hello world": {0: measured(100.0, 100.0), 1: measured(1000.0), 2: measured(1000.0)},
+        "errorbar V1": {0: measured(50.0, 200.0, 100.0), 1: measured(500.0, 2000.0), 2: measured(500.0)},
+        "kserve V1": {1: measured(250.0, refused=2), 2: measured(250.0, broken=1)},  # failed in the first round
     }
-    text = program.section("ensemble", [cell], {1: 1000.0}, {"ray": "it ended"})
-    assert "| 1 | 16 | hello world | 1,000 | 1.00 |  | 1,000 |  | 2,000 | 3,000 | 0 |" in text
-    assert "| 1 | 16 | errorbar V1 | 500 | 0.50 | 1.00 | 500 | 0.50 | 2,000 | 3,000 | 0 |" in text
-    assert "| 1 | 16 | kserve V1 | 250 | 0.25 | 2.00 | 250 | 0.25 | 2,000 | 3,000 | 3 |" in text
+    text = program.section("ensemble", [cell], {"ray": "it ended"})
+    assert "| 1 | 16 | hello world | 1,000 | 1.00 |  | 1,000 |  | 2,000 |  | 3,000 | 0 |" in text
+    assert "| 1 | 16 | errorbar V1 | 500 | 0.25 | 1.00 | 500 | 0.50 | 2,000 | 1,500 | 3,000 | 0 |" in text
+    assert "| 1 | 16 | kserve V1 | 250 | 0.25 | 2.00 | 250 | 0.25 | 2,000 | 1,500 | 3,000 | 3 |" in text
     assert "Not measured, or not to the end:\n- ray: it ended\n" in text
+    assert text.endswith("Bare ONNX Runtime in one process: 1,000 rows/s with 1 rows")
 
 
-def test_a_table_without_the_servers_that_others_are_compared_with():
+def test_a_table_without_the_server_that_others_are_compared_with():
     cell = program.Cell(100, 1)
-    cell.loads = {"naive FastAPI": {0: load(10.0)}}
-    assert "| 100 | 1 | naive FastAPI | 10 |  |  | 1,000 | 0.50 |" in program.section("default", [cell], {100: 2000.0}, {})
+    cell.measured = {"naive FastAPI": {0: measured(10.0, bare=2000.0)}}
+    line = "| 100 | 1 | naive FastAPI | 10 | 0.01 |  | 1,000 | 0.50 | 2,000 | 1,500 | 3,000 | 0 |"
+    assert line in program.section("default", [cell], {})
 
 
 @pytest.fixture
@@ -342,8 +348,9 @@ def test_a_real_load_on_real_servers(tmp_path, monkeypatch):
     assert [line[2] for line in lines] == ["hello world", "errorbar V1"]
     for line in lines:
         assert int(line[3].replace(",", "")) > 0
-        assert 0 < float(line[8].replace(",", "")) <= float(line[9].replace(",", ""))
-        assert line[10] == "0 |"
+        assert 0 < float(line[8].replace(",", "")) <= float(line[10].replace(",", ""))
+        assert float(line[4]) > 0
+        assert line[11] == "0 |"
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
