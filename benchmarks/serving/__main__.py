@@ -226,10 +226,10 @@ def _bare(repository: Path, x: Values, *, core: int) -> float:
 
 def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: str) -> str:
     text = (
-        f"{facts(LIBRARIES, also=busy)} One core for the server, one for "
-        f"wrk; {options.seconds} s a cell, medians of {options.rounds} rounds in which all take turns. Shares of {_CEILING} and "
-        f"of bare ONNX Runtime, and the p50 over {_CEILING}, are of what these did right before the server's cell. "
-        f"`{_OURS} to it`: how many times as many requests per second as this server {_OURS} answered."
+        f"{facts(LIBRARIES, also=busy)} One core for the server, one for wrk; {options.seconds} s a cell, medians of "
+        f"{options.rounds} rounds in which all take turns. Shares of {_CEILING} and of bare ONNX Runtime, and the p50 over "
+        f"{_CEILING}, are of what these did right before the server's cell. `{_OURS} to it`: how many times as many requests "
+        f"per second as this server {_OURS} answered."
     )
     if made:
         told = "\n".join(f"- {environment.versions}" for environment in made.values())
