@@ -182,9 +182,7 @@ def answer(numbers: RowNumbers, warnings: dict[int, list[str]], *, model: dict[s
 def _number_texts(prediction: Prediction, more: Sequence[NDArray[Any]], rows: slice, *, coverages: int) -> list[bytes]:
     """The numbers of some rows in the order of `_template`. A float32 is written with the digits it has."""
     single = all(array.dtype == prediction.mean.dtype for array in more)
-    if (
-        single and prediction.mean.size == coverages == 1
-    ):  # as they come; each of NumPy's operations takes as long as all of this
+    if single and prediction.mean.size == coverages == 1:  # as they come: one operation of NumPy takes as long as all of this
         arrays = (prediction.mean, prediction.std, prediction.epistemic_std, prediction.lower, prediction.upper, *more)
         return _texts(np.frombuffer(b"".join([array.tobytes() for array in arrays]), dtype=prediction.mean.dtype))
     form: Callable[[NDArray[Any]], NDArray[Any]] = _as_it_is if single else _as_texts

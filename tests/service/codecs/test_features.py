@@ -92,6 +92,18 @@ def test_true_is_no_category_1(value):
     assert bool(read_instances([[value]], features)[2]) == (value is True)
 
 
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("row", [0, 150, 299])
+@pytest.mark.parametrize("others", [0.5, 1, None])
+def test_a_flag_among_many_numbers_is_found(value, row, others):
+    instances = [[2, others] for _ in range(300)]
+    assert array_of(instances).shape == (300, 2)
+    instances[row][1] = value
+    ((problem,),) = read_instances(instances, NUMERIC_FEATURES)[2:]
+    assert (problem.row, problem.feature) == (row, "b")
+    assert "is a boolean; give a number" in problem.problem
+
+
 def test_every_problem_of_a_request_is_found_with_row_and_feature():
     instances = [[1, "2"], {"a": True, "B": 1}, [1], 5, {"a": 1, "b": 2}, [None, {"x": 1}]]
     assert problems_of(instances) == [
