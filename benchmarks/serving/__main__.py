@@ -61,6 +61,11 @@ class Measured:
     bare: float
     """Rows per second of ONNX Runtime in this process, on the server's core, with runs of a request's rows."""
 
+    @property
+    def share(self) -> float:
+        """Of the ceiling's requests per second."""
+        return self.load.requests_per_second / self.ceiling.requests_per_second
+
 
 @dataclass
 class Cell:
@@ -118,12 +123,7 @@ def _line(cell: Cell, name: str) -> str:
     rounds, ours = cell.measured[name], cell.measured.get(_OURS, {})
     loads = [one.load for one in rounds.values()]
     rate, p50 = median(load.requests_per_second for load in loads), median(load.p50 for load in loads)
-    ceilings = [(one.load, one.ceiling) for one in rounds.values()]
-    to_it = [
-        (ours[number].load.requests_per_second, one.load.requests_per_second)
-        for number, one in rounds.items()
-        if number in ours
-    ]
+    to_it = [ours[number].share / one.share for number, one in rounds.items() if number in ours and one.share]
     of_bare = median(one.load.requests_per_second * cell.rows / one.bare for one in rounds.values())
     predicts = name != _CEILING
     columns = [
@@ -131,12 +131,12 @@ def _line(cell: Cell, name: str) -> str:
         str(cell.connections),
         name,
         f"{rate:,.0f}",
-        f"{median(load.requests_per_second / ceiling.requests_per_second for load, ceiling in ceilings):.2f}",
-        f"{median(a / b for a, b in to_it):.2f}" if predicts and to_it and all(b for _, b in to_it) else "",
+        f"{median(one.share for one in rounds.values()):.2f}",
+        f"{median(to_it):.2f}" if predicts and to_it else "",
         f"{rate * cell.rows:,.0f}",
         f"{of_bare:.2f}" if predicts else "",
         f"{p50:,.0f}",
-        f"{median(load.p50 - ceiling.p50 for load, ceiling in ceilings):,.0f}" if predicts else "",
+        f"{median(one.load.p50 - one.ceiling.p50 for one in rounds.values()):,.0f}" if predicts else "",
         f"{median(load.p99 for load in loads):,.0f}",
         str(sum(load.refused + load.broken for load in loads)),
     ]
@@ -228,8 +228,8 @@ def _facts(options: argparse.Namespace, made: Mapping[str, Environment], busy: s
     text = (
         f"{facts(LIBRARIES, also=busy)} One core for the server, one for wrk; {options.seconds} s a cell, medians of "
         f"{options.rounds} rounds in which all take turns. Shares of {_CEILING} and of bare ONNX Runtime, and the p50 over "
-        f"{_CEILING}, are of what these did right before the server's cell. `{_OURS} to it`: how many times as many requests "
-        f"per second as this server {_OURS} answered."
+        f"{_CEILING}, are of what these did right before the server's cell. `{_OURS} to it`: the share of "
+        f"{_CEILING} of {_OURS} by this server's, in the same round."
     )
     if made:
         told = "\n".join(f"- {environment.versions}" for environment in made.values())

@@ -240,12 +240,12 @@ def test_a_ratio_is_of_what_was_measured_beside():
     cell.measured = {
         "hello world": {0: measured(100.0, 100.0), 1: measured(1000.0), 2: measured(1000.0)},
         "errorbar V1": {0: measured(50.0, 200.0, 100.0), 1: measured(500.0, 2000.0), 2: measured(500.0)},
-        "kserve V1": {1: measured(250.0, refused=2), 2: measured(250.0, broken=1)},  # failed in the first round
+        "kserve V1": {1: measured(250.0, refused=2), 2: measured(125.0, 500.0, broken=1)},  # failed in the first round
     }
     text = program.section("ensemble", [cell], {"ray": "it ended"})
     assert "| 1 | 16 | hello world | 1,000 | 1.00 |  | 1,000 |  | 2,000 |  | 3,000 | 0 |" in text
     assert "| 1 | 16 | errorbar V1 | 500 | 0.25 | 1.00 | 500 | 0.50 | 2,000 | 1,500 | 3,000 | 0 |" in text
-    assert "| 1 | 16 | kserve V1 | 250 | 0.25 | 2.00 | 250 | 0.25 | 2,000 | 1,500 | 3,000 | 3 |" in text
+    assert "| 1 | 16 | kserve V1 | 188 | 0.25 | 1.50 | 188 | 0.19 | 2,000 | 1,500 | 3,000 | 3 |" in text
     assert "Not measured, or not to the end:\n- ray: it ended\n" in text
     assert text.endswith("Bare ONNX Runtime in one process: 1,000 rows/s with 1 rows")
 
