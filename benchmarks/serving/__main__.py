@@ -136,7 +136,7 @@ def _line(cell: Cell, name: str) -> str:
         f"{rate * cell.rows:,.0f}",
         f"{of_bare:.2f}" if predicts else "",
         f"{p50:,.0f}",
-        f"{median(one.load.p50 - one.ceiling.p50 for one in rounds.values()):,.0f}" if predicts else "",
+        f"{median(one.load.p50 - one.ceiling.p50 for one in rounds.values()):,.0f}" if predicts and rate else "",
         f"{median(load.p99 for load in loads):,.0f}",
         str(sum(load.refused + load.broken for load in loads)),
     ]
