@@ -181,9 +181,10 @@ def _measured(
                     connections, core = cell.connections, options.load_core
                     return loaded(url, request.body, request.headers, connections=connections, seconds=seconds, core=core)
 
-                load(candidate, url, seconds=1)  # to warm up
+                # First the ceilings, while the server has nothing to do: it may answer a load's last requests long after
                 bare = _bare(repository, rows, core=options.server_core)
                 ceiling = load(nothing, idle, seconds=options.seconds)
+                load(candidate, url, seconds=1)  # to warm up
                 measured = Measured(load(candidate, url, seconds=options.seconds), ceiling, bare)
                 cell.measured.setdefault(name, {})[number] = measured
                 print(f"{name}, {cell.rows} rows, {cell.connections} connections: {measured}", file=sys.stderr, flush=True)
