@@ -57,6 +57,10 @@ class Histogram:
 
     def observe_all(self, values: NDArray[np.floating]) -> None:
         """Count every finite value of an array; one that is not would stay in the sum for good."""
+        if values.size <= _FEW_NUMBERS:  # NumPy would take longer
+            for value in filter(math.isfinite, values.ravel().tolist()):
+                self.observe(value)
+            return
         total = float(values.sum(dtype=np.float64))
         if not math.isfinite(total):
             values = values[np.isfinite(values)]
@@ -134,24 +138,15 @@ class ModelMetrics:
         """Count the predictions that were put aside: those of many runs take hardly longer than those of one."""
         aside, self._aside, self._numbers_aside = self._aside, defaultdict(list), 0
         for kind, runs in aside.items():
-            whole = {name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind}
-            if "std" in whole:
-                self.std.observe_all(whole["std"] / self._ranges)
-            if "lower" in whole and "upper" in whole:
-                with np.errstate(invalid="ignore"):  # both may be infinite
-                    self.width.observe_all((whole["upper"] - whole["lower"]) / self._ranges[:, None])
+            self._observe({name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind})
 
     def _observe(self, arrays: Arrays) -> None:
-        """Count the predictions of one run: so few that NumPy would take longer, now or later."""
-        ranges = self._ranges.tolist()
-        std, lower, upper = (arrays[name].tolist() if name in arrays else [] for name in _PREDICTED)
-        shares = [(self.std, value / size) for row in std for value, size in zip(row, ranges, strict=True)]
-        for row in zip(lower, upper, strict=False):  # without the other, neither tells a width
-            for lows, highs, size in zip(*row, ranges, strict=True):
-                shares += [(self.width, (high - low) / size) for low, high in zip(lows, highs, strict=True)]
-        for histogram, share in shares:
-            if math.isfinite(share):
-                histogram.observe(share)
+        if "std" in arrays:
+            self.std.observe_all(arrays["std"] / self._ranges)
+        if "lower" in arrays and "upper" in arrays:
+            with np.errstate(invalid="ignore"):  # both may be infinite
+                widths = arrays["upper"] - arrays["lower"]
+            self.width.observe_all(widths / self._ranges[:, None])
 
 
 class ServiceMetrics:

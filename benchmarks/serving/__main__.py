@@ -175,17 +175,11 @@ def _measured(
             for cell in cells:
                 rows = x[: cell.rows]
                 check(candidate, url, rows, repository)
-
-                def load(candidate: Candidate, url: str, *, seconds: int, cell: Cell = cell, rows: Values = rows) -> Load:
-                    request = candidate.say(rows)
-                    connections, core = cell.connections, options.load_core
-                    return loaded(url, request.body, request.headers, connections=connections, seconds=seconds, core=core)
-
                 # First the ceilings, while the server has nothing to do: it may answer a load's last requests long after
                 bare = _bare(repository, rows, core=options.server_core)
-                ceiling = load(nothing, idle, seconds=options.seconds)
-                load(candidate, url, seconds=1)  # to warm up
-                measured = Measured(load(candidate, url, seconds=options.seconds), ceiling, bare)
+                ceiling = _load(nothing, idle, rows, cell.connections, options.seconds, options)
+                _load(candidate, url, rows, cell.connections, 1, options)  # to warm up
+                measured = Measured(_load(candidate, url, rows, cell.connections, options.seconds, options), ceiling, bare)
                 cell.measured.setdefault(name, {})[number] = measured
                 print(f"{name}, {cell.rows} rows, {cell.connections} connections: {measured}", file=sys.stderr, flush=True)
     except (RuntimeError, OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError, httpx.HTTPError) as error:
@@ -193,6 +187,12 @@ def _measured(
         print(f"{name}: {reason}", file=sys.stderr, flush=True)
         return reason
     return None
+
+
+def _load(candidate: Candidate, url: str, x: Values, connections: int, seconds: int, options: argparse.Namespace) -> Load:
+    request = candidate.say(x)
+    core = options.load_core
+    return loaded(url, request.body, request.headers, connections=connections, seconds=seconds, core=core)
 
 
 def check(candidate: Candidate, url: str, x: Values, repository: Path) -> None:
@@ -211,7 +211,7 @@ def check(candidate: Candidate, url: str, x: Values, repository: Path) -> None:
 
 
 def _bare(repository: Path, x: Values, *, core: int) -> float:
-    """Rows per second of ONNX Runtime in this process: the median of runs for a third of a second."""
+    """Rows per second of ONNX Runtime in this process: the median of what runs take in `_BARE_SECONDS`."""
     session = cpu_session(read_model(model_file(repository))[0], threads=1)
     cores, seconds = os.sched_getaffinity(0), []
     os.sched_setaffinity(0, {core})

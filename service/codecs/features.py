@@ -1,5 +1,6 @@
 """JSON instances to the array that a model reads, with every problem found by row and feature."""
 
+import contextlib
 import difflib
 import math
 import struct
@@ -248,20 +249,13 @@ def _in_order(instances: list[Any], features: Features, problems: list[Problem])
     """Each instance's values in the model's order; absent ones are None."""
     width = len(features.names)
     if set(map(type, instances)) == {dict} and set(map(len, instances)) == {width}:
-        try:
+        with contextlib.suppress(KeyError):  # a name that is none: the rows are looked at one by one
             return list(map(features.pick, instances))
-        except KeyError:
-            pass  # its row is told below
     cells: list[Sequence[Any]] = []
     for row, instance in enumerate(instances):
         if type(instance) is dict:
-            if len(instance) == width:
-                try:
-                    cells.append(features.pick(instance))
-                    continue
-                except KeyError:
-                    pass
-            problems.extend(islice(_unknown_names(row, instance, features), ENOUGH_PROBLEMS - len(problems)))
+            if not instance.keys() <= features.positions.keys():
+                problems.extend(islice(_unknown_names(row, instance, features), ENOUGH_PROBLEMS - len(problems)))
             cells.append([instance.get(name) for name in features.names])
         elif type(instance) is list and len(instance) == width:
             cells.append(instance)

@@ -177,11 +177,14 @@ def _flat(data: object, shape: tuple[int, ...], what: str) -> list[Any]:
 
 
 def _numbers(data: list[Any], datatype: str, what: str) -> Values:
-    dtype, boolean = NUMBERS[datatype], datatype == "BOOL"
-    values = _flags(data) if boolean else numbers(data)
+    dtype = NUMBERS[datatype]
+    if datatype == "BOOL":
+        allowed, kind = _FLAGS, "true or false"
+        values = np.array(data, dtype=np.float64) if set(map(type, data)) <= allowed else None
+    else:
+        allowed, kind, values = PLAIN_NUMBERS, "a number", numbers(data)
     if values is None:
-        place = next(place for place, value in enumerate(data) if type(value) not in (_FLAGS if boolean else PLAIN_NUMBERS))
-        kind = "true or false" if boolean else "a number"
+        place = next(place for place, value in enumerate(data) if type(value) not in allowed)
         raise InvalidRequestError(f"value {place} of {what} is {json_type(data[place])}; {datatype} is {kind}")
     if datatype == "FP64":
         return values  # JSON has no number beyond it
@@ -190,16 +193,12 @@ def _numbers(data: list[Any], datatype: str, what: str) -> Values:
             values = values.astype(dtype).astype(np.float64)
         bad, why = np.isinf(values), "is beyond the largest number of"
     else:
-        low, high = (0, 1) if boolean else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        low, high = (0, 1) if datatype == "BOOL" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         bad, why = (values < low) | (values > high) | (values % 1 != 0) & ~np.isnan(values), "is no"
     if bad.any():
         place = int(np.argmax(bad))
         raise InvalidRequestError(f"value {place} of {what} is {data[place]}, which {why} {datatype}")
     return values
-
-
-def _flags(data: list[Any]) -> Values | None:
-    return np.array(data, dtype=np.float64) if set(map(type, data)) <= _FLAGS else None
 
 
 def _texts(data: list[Any], what: str) -> list[str | None]:
