@@ -46,6 +46,8 @@ class _Exchange:
     def __init__(self, route: Route, *, keep_alive: bool):
         self.route = route
         self.chunks: list[bytes] = []
+        self.body_bytes = 0
+        self.give_up: Callable[[], None] | None = None
         self.keep_alive = keep_alive
         self.disconnected = self.response_started = self.response_complete = False
         self.message_event = _NOBODY_WAITS
@@ -106,6 +108,8 @@ class Connection(HttpToolsProtocol):
             if cycle is not None:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        if isinstance(self._running, _Exchange) and self._running.give_up is not None:
+            self._running.give_up()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -163,8 +167,9 @@ class Connection(HttpToolsProtocol):
         if self._direct is None or not isinstance(exchange, _Exchange):
             super().on_message_complete()
             return
-        chunks = exchange.chunks
+        chunks, exchange.chunks = exchange.chunks, []
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        exchange.body_bytes = len(body)
         self._begin(self._direct, exchange, self.scope, body)
 
     def on_response_complete(self) -> None:
@@ -249,14 +254,15 @@ class Connection(HttpToolsProtocol):
         complete = self._arriving_since is None
         if self._direct is not None and isinstance(exchange, _Exchange) and exchange.keep_alive and complete:
             scope: Any = self.scope
-            self._direct.heads.add(data, Head(exchange.route, scope, body_bytes=sum(map(len, exchange.chunks))))
+            self._direct.heads.add(data, Head(exchange.route, scope, body_bytes=exchange.body_bytes))
 
     def _begin(self, direct: Direct, exchange: _Exchange, scope: Any, body: bytes) -> None:
         self._running = exchange
-        direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
+        exchange.give_up = direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
     def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
         exchange.response_started = exchange.response_complete = True
+        exchange.give_up = None
         if exchange.disconnected or self.transport.is_closing():
             return
         lines = [head]

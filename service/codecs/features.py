@@ -248,7 +248,10 @@ def _codes(column: Column) -> dict[Any, float]:
 def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
     """Each instance's values in the model's order; absent ones are None."""
     width = len(features.names)
-    if set(map(type, instances)) == {dict} and set(map(len, instances)) == {width}:
+    types = set(map(type, instances))
+    if types == {list} and set(map(len, instances)) == {width}:
+        return instances
+    if types == {dict} and set(map(len, instances)) == {width}:
         with contextlib.suppress(KeyError):  # a name that is none: the rows are looked at one by one
             return list(map(features.pick, instances))
     cells: list[Sequence[Any]] = []

@@ -136,7 +136,7 @@ class Batcher:
         try:
             return await future
         finally:
-            self._end(call)  # where the caller has gone meanwhile
+            self.give_up(call)  # where the caller has gone meanwhile
 
     def submit(
         self,
@@ -165,6 +165,15 @@ class Batcher:
         self._ready.append(call)
         self._rows[small] += len(x)
         return call
+
+    def give_up(self, call: Call, why: Exception | None = None) -> None:
+        """The call is not run, unless its run has begun, and not answered; `why` is what its caller hears. On the event loop.
+
+        Nothing where it is answered already.
+        """
+        if not call.over:
+            self._leave_queue(call)
+            self._end(call, why)
 
     @property
     def queued_rows(self) -> int:
@@ -219,12 +228,16 @@ class Batcher:
             call.timer = loop.call_at(call.deadline, self._expire, call)
 
     def _expire(self, call: Call) -> None:
+        if self._leave_queue(call):
+            self._end(call, DeadlineError(_TOO_LATE))
+
+    def _leave_queue(self, call: Call) -> bool:
+        """Whether the call waited for the thread."""
         with self._lock:
             waits = call in self._queue
             if waits:
                 self._queue.remove(call)
-        if waits:
-            self._end(call, DeadlineError(_TOO_LATE))
+        return waits
 
     def _starting(self, calls: list[Call], loop: asyncio.AbstractEventLoop) -> list[Call]:
         """The calls whose caller waits; those past their deadline will hear of it. In any thread."""

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,10 @@ class Predictions:
             long = route.protocol.reading_takes_long(scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
-            part = await model.batcher.outputs(
+            outputs = model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
             )
+            part = await _while_connected(outputs, receive)
             large = route.protocol.writing_takes_long(asked)
             result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
@@ -93,8 +94,13 @@ class Predictions:
             raise result
         return result
 
-    def begin(self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]) -> None:
-        """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon."""
+    def begin(
+        self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]
+    ) -> Callable[[], None] | None:
+        """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon.
+
+        Returns what is to be called when the client has gone; None where nothing is left to be done.
+        """
         work = _Work(self._state, route.protocol, scope)
 
         def ran(result: Part | Exception) -> None:
@@ -121,11 +127,13 @@ class Predictions:
                 model.batcher.check_room()
             asked = work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
-            model.batcher.submit(
+            call = model.batcher.submit(
                 question.x, coverage=question.coverage, outputs=asked.outputs, done=ran, timeout_seconds=seconds
             )
         except Exception as error:  # noqa: BLE001 - the caller tells of it
             end(work.end(error))
+            return None
+        return lambda: model.batcher.give_up(call, ClientDisconnect())
 
 
 class _Work:
@@ -182,6 +190,22 @@ class _Work:
             if self._asked is not None:
                 counted.unusual_rows += self._asked.unusual_rows
         return result
+
+
+async def _while_connected(outputs: Coroutine[Any, Any, Part], receive: Receive) -> Part:
+    """What `outputs` gives. Where the client goes first, it is cancelled; raises ClientDisconnect.
+
+    The body must have been received: ASGI then has nothing to tell but that the client has gone.
+    """
+    running, message = asyncio.ensure_future(outputs), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((running, message), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done() and message.result()["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return await running
+    finally:
+        running.cancel()
+        message.cancel()
 
 
 class HotRoutes:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 
 from service.client import Client, ErrorbarError
 from service.security import add_key
 from tests.model_files import bad_model_files, write_formula_model
-from tests.service.live import read, until
+from tests.service.live import ROW as ROW_TEXT
+from tests.service.live import answers, connected, post, read, until
 from training.publish import publish
 
 ROW = {"instances": [[0, 0]]}
@@ -166,6 +168,40 @@ def test_a_volume_that_goes_and_comes_back_is_served_all_the_while(start, tmp_pa
     assert {version: set(means) for version, means in told.items()} == {1: {1.0}, 2: {2.0}}
     until(lambda: any("the model repository can be read again" in line for line in process.log))
     assert process.stop() == 0
+
+
+SLOW = """
+import sys, time
+from service.inference.session import Session
+fast = Session.run
+def slow(*arguments):
+    time.sleep(0.4)
+    return fast(*arguments)
+Session.run = slow
+from service.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("padding", [0, 70_000])  # answered without ASGI, and with it
+def test_what_clients_that_left_have_asked_is_not_run(start, repository, padding):
+    process = start(repository, program=("-c", SLOW))
+    runs, in_flight = ("errorbar_run_duration_seconds_count", "m", "1"), "errorbar_in_flight_requests"
+    with connected(process) as first:
+        first.sendall(post(ROW_TEXT))
+        until(lambda: counted(process.url, in_flight) == 1)
+        before = counted(process.url, *runs)
+        for number in range(10):
+            with connected(process) as leaving:  # no two of them can share a run
+                leaving.sendall(post(b'{"coverage": 0.%d, "instances": [[1, 2]]}' % (number + 11) + b" " * padding))
+        until(lambda: counted(process.url, "errorbar_requests_total", "m", "client_gone", "1") == 10)
+        assert [status for status, _, _ in answers(first, 1)] == [200]
+        first.sendall(post(ROW_TEXT))
+        assert [status for status, _, _ in answers(first, 1)] == [200]
+    assert counted(process.url, *runs) - before <= 3  # not 12
+    assert counted(process.url, in_flight) == counted(process.url, "errorbar_queued_rows", "m", "1") == 0
+    assert process.stop() == 0
+    assert "bug" not in "".join(process.log)
 
 
 JUMPING = """

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -190,6 +191,30 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [answer["sum"].tolist() for answer in answers[1:]] == [[3.0], [5.0]]
     await ask(shared, rows(1))
+
+
+@pytest.mark.parametrize("inline_rows", [0, 8])
+async def test_a_call_that_is_given_up_hears_why_and_is_not_run(inline_rows):
+    model = Model()
+    model.may_run.clear()
+    shared = batcher(model, inline_seconds=inline_rows, run_rows=1)
+    heard = {}
+    calls = [
+        shared.submit(rows(1, start=i), coverage=(0.5,), outputs=("sum",), done=partial(heard.__setitem__, i)) for i in range(4)
+    ]
+    if not inline_rows:
+        await reach_the_thread(model)
+    shared.give_up(calls[2], ConnectionError("gone"))
+    shared.give_up(calls[2], ConnectionError("once more"))
+    assert str(heard[2]) == "gone"
+    assert shared.queued_rows == 3
+    model.may_run.set()
+    while len(heard) < 4:
+        await asyncio.sleep(0)
+    shared.give_up(calls[0], ConnectionError("too late"))
+    assert [heard[i].arrays["sum"].tolist() for i in (0, 1, 3)] == [[1.0], [3.0], [7.0]]
+    assert sum(model.runs) == 3
+    assert shared.queued_rows == 0
 
 
 @pytest.mark.parametrize("inline_rows", [0, 8])
