@@ -1,9 +1,9 @@
 """Shares runs of a model among requests.
 
-Requests that are ready at the same time share one run. There is no timer: a run begins when a turn of the event loop has
-brought no further request, so nothing waits when the service is idle. Small runs happen on the event loop itself, larger ones
-in a thread, one at a time; whatever queues up meanwhile shares the next one. Requests are checked in full before they come
-here, so a shared run can only fail as a whole; should it fail, its requests are run one by one.
+Requests that are ready at the same time share one run. There is no timer: small runs happen on the event loop itself, once a
+turn of it has brought no further request, so nothing waits when the service is idle; larger ones in a thread, one at a time,
+and whatever queues up meanwhile shares the next one. Requests are checked in full before they come here, so a shared run can
+only fail as a whole; should it fail, its requests are run one by one.
 """
 
 import asyncio
@@ -155,15 +155,18 @@ class Batcher:
         small = len(x) <= self._inline_rows
         self._check_room(len(x), small=small)
         loop = asyncio.get_running_loop()
-        if not self._ready:
-            self._seen = self._turns = 0
-            loop.call_soon(self._flush)
         longest = self._limits.deadline_seconds
         now = loop.time()
         deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
         call = Call(x, coverage, outputs, small=small, came=now, deadline=deadline, done=done)
-        self._ready.append(call)
         self._rows[small] += len(x)
+        if not small:
+            self._enqueue(call, loop)
+            return call
+        if not self._ready:
+            self._seen = self._turns = 0
+            loop.call_soon(self._flush)
+        self._ready.append(call)
         return call
 
     def give_up(self, call: Call, why: Exception | None = None) -> None:
@@ -201,31 +204,26 @@ class Batcher:
             )
 
     def _flush(self) -> None:
-        """Run what is small now; queue what is large. Unless this turn of the event loop has brought more: then look again."""
+        """Run what is small, unless this turn of the event loop has brought more: then look again."""
         came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
         if came and self._turns <= _MOST_TURNS and len(self._ready) < self._inline_rows:
             asyncio.get_running_loop().call_soon(self._flush)
             return
         ready, self._ready = self._ready, []
-        small = [call for call in ready if call.small]
-        if len(small) < len(ready):
-            self._enqueue([call for call in ready if not call.small])
         loop = asyncio.get_running_loop()
-        while small:
-            calls, small = _shared(small, rows=self._inline_rows)
+        while ready:
+            calls, ready = _shared(ready, rows=self._inline_rows)
             calls = self._starting(calls, loop)
             if calls:
                 self._answer(calls, self._attempt(calls))
-        if self._queue:
-            loop.call_soon(self._run_queue)
 
-    def _enqueue(self, calls: list[Call]) -> None:
-        """Let calls wait for the thread; each hears of its deadline when that passes, not when its turn would have come."""
+    def _enqueue(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a call wait for the thread; it hears of its deadline when that passes, not when its turn would have come."""
         with self._lock:
-            self._queue += calls
-        loop = asyncio.get_running_loop()
-        for call in calls:
-            call.timer = loop.call_at(call.deadline, self._expire, call)
+            self._queue.append(call)
+        call.timer = loop.call_at(call.deadline, self._expire, call)
+        if not self._in_thread:
+            loop.call_soon(self._run_queue)  # not now: others of this turn may share its run
 
     def _expire(self, call: Call) -> None:
         if self._leave_queue(call):

@@ -169,14 +169,19 @@ async def test_a_small_request_does_not_wait_behind_a_large_one():
 @pytest.mark.parametrize("inline_rows", [0, 8])
 async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_rows):
     model = Model()
+    model.may_run.clear()
     shared = batcher(model, inline_seconds=inline_rows)
+    first = asyncio.create_task(ask(shared, rows(10)))
+    await reach_the_thread(model)
     calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(4)]
     await asyncio.sleep(0)
     calls[1].cancel()
+    model.may_run.set()
+    await first
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers[1], asyncio.CancelledError)
     assert [answers[i]["sum"].tolist() for i in (0, 2, 3)] == [[1.0], [5.0], [7.0]]
-    assert sum(model.runs) == 3
+    assert sum(model.runs) == 10 + 3
     assert shared.queued_rows == 0
 
 
