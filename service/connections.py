@@ -18,7 +18,7 @@ from service.direct import Direct
 from service.errors import error_body
 from service.heads import Head
 from service.metrics import ServiceMetrics
-from service.routes.hot import Route
+from service.routes.hot import GiveUp, Route
 
 logger = logging.getLogger("service")
 
@@ -41,24 +41,26 @@ class ConnectionLimits:
 
 
 class _Exchange:
-    """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for."""
+    """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for.
+
+    It is its own `message_event`, which is set when the client has gone.
+    """
 
     def __init__(self, route: Route, *, keep_alive: bool):
         self.route = route
         self.chunks: list[bytes] = []
         self.body_bytes = 0
-        self.give_up: Callable[[], None] | None = None
+        self.give_up: GiveUp | None = None
         self.keep_alive = keep_alive
         self.disconnected = self.response_started = self.response_complete = False
-        self.message_event = _NOBODY_WAITS
 
+    @property
+    def message_event(self) -> "_Exchange":
+        return self
 
-class _NobodyWaits:
     def set(self) -> None:
-        """Nobody waits for the rest of the body: the answer begins when it is there."""
-
-
-_NOBODY_WAITS = _NobodyWaits()
+        if self.give_up is not None:
+            self.give_up()
 
 
 class Connection(HttpToolsProtocol):
@@ -108,8 +110,6 @@ class Connection(HttpToolsProtocol):
             if cycle is not None:
                 cycle.disconnected = True
                 cycle.message_event.set()
-        if isinstance(self._running, _Exchange) and self._running.give_up is not None:
-            self._running.give_up()
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""

@@ -13,7 +13,7 @@ from starlette.types import Scope
 from service.heads import KnownHeads
 from service.metrics import ServiceMetrics
 from service.routes.answers import CLIENT_GONE, Content, length_of
-from service.routes.hot import Predictions, Route
+from service.routes.hot import GiveUp, Predictions, Route
 from service.routes.infer import JSON_LENGTH_HEADER, bytes_to_read
 from service.security import Guard
 from service.settings import Settings
@@ -29,7 +29,7 @@ _PLAIN_TYPES = frozenset(
 _UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _ROUTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
-_STATUS |= {CLIENT_GONE: b"499 Client Gone"}
+_STATUS[CLIENT_GONE] = b"%d Client Gone" % CLIENT_GONE  # none of HTTP's own
 
 
 class Direct:
@@ -59,12 +59,10 @@ class Direct:
         size = length_of(length)
         return size is not None and size <= self._most_bytes and bytes_to_read(size, json_length) <= DIRECT_BYTES
 
-    def begin(
-        self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]
-    ) -> Callable[[], None] | None:
+    def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> GiveUp | None:
         """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to.
 
-        Returns what is to be called when the client has gone; None where nothing is left to be done.
+        None where it has been called.
         """
         watch = RequestWatch(scope, self._metrics)
 

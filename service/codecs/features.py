@@ -249,9 +249,10 @@ def _in_order(instances: list[Any], features: Features, problems: list[Problem])
     """Each instance's values in the model's order; absent ones are None."""
     width = len(features.names)
     types = set(map(type, instances))
-    if types == {list} and set(map(len, instances)) == {width}:
+    whole = types <= {dict, list} and set(map(len, instances)) == {width}
+    if whole and dict not in types:
         return instances
-    if types == {dict} and set(map(len, instances)) == {width}:
+    if whole and list not in types:
         with contextlib.suppress(KeyError):  # a name that is none: the rows are looked at one by one
             return list(map(features.pick, instances))
     cells: list[Sequence[Any]] = []

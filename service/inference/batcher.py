@@ -222,8 +222,7 @@ class Batcher:
         with self._lock:
             self._queue.append(call)
         call.timer = loop.call_at(call.deadline, self._expire, call)
-        if not self._in_thread:
-            loop.call_soon(self._run_queue)  # not now: others of this turn may share its run
+        loop.call_soon(self._run_queue)  # not now: others of this turn may share its run
 
     def _expire(self, call: Call) -> None:
         if self._leave_queue(call):

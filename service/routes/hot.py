@@ -39,6 +39,9 @@ _ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
     (re.compile("/invocations"), INVOCATIONS),
 )
 
+GiveUp = Callable[[], None]
+"""To be called when the client has gone: what is not run yet will not be run."""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -94,12 +97,10 @@ class Predictions:
             raise result
         return result
 
-    def begin(
-        self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]
-    ) -> Callable[[], None] | None:
+    def begin(self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]) -> GiveUp | None:
         """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon.
 
-        Returns what is to be called when the client has gone; None where nothing is left to be done.
+        None where it has got it.
         """
         work = _Work(self._state, route.protocol, scope)
 
