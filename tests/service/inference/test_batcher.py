@@ -176,6 +176,7 @@ async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_row
     calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(4)]
     await asyncio.sleep(0)
     calls[1].cancel()
+    await asyncio.wait([calls[1]])
     model.may_run.set()
     await first
     answers = await asyncio.gather(*calls, return_exceptions=True)
