@@ -1,7 +1,8 @@
 """From a fitted network to the network part of the model graph, written in ONNX's text form.
 
-Values are feature-major, [members, features, n]: biases and frequencies are then broadcast along rows, which ONNX Runtime does
-fast, and nothing but x and the head's few outputs is transposed (docs/decisions/008).
+Values are row-major, [members, n, features], but for the embedding's: there frequencies and biases are broadcast along rows,
+which ONNX Runtime does fast. Constants have two axes: values [members, n, 1] take one of no or one axis slowly, row by row
+(docs/decisions/008).
 """
 
 import math
@@ -76,15 +77,14 @@ def needs_float64(fitted: Fitted, targets: list[Target]) -> bool:
 
 
 def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int) -> str:
-    """The features [statistics.width, n] float32, as models.networks.Features makes them, but for the scaled columns and
+    """The features [n, statistics.width] float32, as models.networks.Features makes them, but for the scaled columns and
     their components.
 
     These are in units of SMOOTH_CLIP, which the first weights make good: one node less.
     """
-    text.write("columns = Transpose<perm=[1, 0]>(x)")
     parts = []
     if statistics.scaled:
-        scaled = _gathered(text, "columns", statistics.scaled, "scaled_columns", of=columns)
+        scaled = _gathered(text, "x", statistics.scaled, "scaled_columns", of=columns)
         text.write(
             f"centred = Sub({scaled}, centre)",
             "wide_ratio = Div(centred, clip_scale)",
@@ -93,38 +93,38 @@ def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int)
             "ratio = Clip(known_ratio, lowest_ratio, highest_ratio)",  # infinity has no ratio
             *_clipped("ratio", "wide_clipped"),
             "clipped = Cast<to=1>(wide_clipped)",  # to float32, only after standardising
-            centre=np.array(statistics.centre)[:, None],
-            clip_scale=SMOOTH_CLIP * np.array(statistics.scale)[:, None],
+            centre=np.array([statistics.centre]),
+            clip_scale=SMOOTH_CLIP * np.array([statistics.scale]),
             lowest_ratio=np.array(-1e6),
             highest_ratio=np.array(1e6),
             wide_nought=np.array(0.0),
-            one=np.array(1.0),
+            one=np.array([[1.0]]),
         )
         parts.append("clipped")
     if statistics.component_centre:
         text.write(
-            "component_sum = MatMul(component_weight, wide_clipped)",
+            "component_sum = MatMul(wide_clipped, component_weight)",
             "component = Sub(component_sum, component_centre)",
             *_clipped("component", "wide_component"),
             "clipped_components = Cast<to=1>(wide_component)",
-            component_weight=np.array(statistics.component_weight),  # both of them in units of SMOOTH_CLIP
-            component_centre=np.array(statistics.component_centre)[:, None] / SMOOTH_CLIP,
+            component_weight=np.array(statistics.component_weight).T,  # both of them in units of SMOOTH_CLIP
+            component_centre=np.array([statistics.component_centre]) / SMOOTH_CLIP,
         )
         parts.append("clipped_components")
     if statistics.indicated:
-        indicated = _gathered(text, "columns", statistics.indicated, "indicated_columns", of=columns)
+        indicated = _gathered(text, "x", statistics.indicated, "indicated_columns", of=columns)
         text.write(f"is_indicated = IsNaN({indicated})", "indicators = Cast<to=1>(is_indicated)")
         parts.append("indicators")
     if statistics.one_hot:
-        coded = _gathered(text, "columns", statistics.one_hot, "coded_columns", of=columns)
+        coded = _gathered(text, "x", statistics.one_hot, "coded_columns", of=columns)
         text.write(
             f"is_category = Equal({coded}, category_codes)",
             "categories = Cast<to=1>(is_category)",
-            category_codes=np.array(statistics.one_hot_code)[:, None],
+            category_codes=np.array([statistics.one_hot_code]),
         )
         parts.append("categories")
     if statistics.cyclic:
-        cyclic = _gathered(text, "columns", statistics.cyclic, "cyclic_columns", of=columns)
+        cyclic = _gathered(text, "x", statistics.cyclic, "cyclic_columns", of=columns)
         text.write(
             f"turns = Div({cyclic}, cycle_seconds)",
             "whole_turns = Floor(turns)",
@@ -136,14 +136,14 @@ def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int)
             "any_cosine = Cos(any_angle)",
             "sine = Where(has_no_angle, nought, any_sine)",
             "cosine = Where(has_no_angle, nought, any_cosine)",
-            cycle_seconds=np.array(statistics.cycle_seconds)[:, None],
-            whole_angle=np.array(2 * math.pi),
+            cycle_seconds=np.array([statistics.cycle_seconds]),
+            whole_angle=np.array([[2 * math.pi]]),
             nought=_float32(0.0),
         )
         parts += ["sine", "cosine"]
     if len(parts) == 1:
         return parts[0]
-    text.write(f"features = Concat<axis=0>({', '.join(parts)})")
+    text.write(f"features = Concat<axis=1>({', '.join(parts)})")
     return "features"
 
 
@@ -158,9 +158,9 @@ def _clipped(ratio: str, result: str) -> list[str]:
 
 
 def _write_embedding(text: _Text, network: StackedNetwork, features: str) -> str:
-    """What the first layer takes: features and their embeddings [members, inputs, n]; features alone [width, n] without any.
+    """What the first layer takes: features and their embeddings [members, n, inputs]; features alone [n, width] without any.
 
-    Cosines are sines a quarter turn ahead, and blocks of features share one matmul.
+    The embedding is feature-major, [members, features, frequencies, n], and blocks of features share one matmul.
     """
     embedding = network.embedding
     if embedding is None:
@@ -170,8 +170,9 @@ def _write_embedding(text: _Text, network: StackedNetwork, features: str) -> str
     indices = network.embedded.tolist() + [0] * (frequency.shape[1] - len(network.embedded))
     embedded = _gathered(text, features, indices, "embedded_features", of=network.features.statistics.width)
     text.write(
-        f"feature_rows = Unsqueeze({embedded}, second_axis)",
-        "angles = Mul(frequency, feature_rows)",
+        f"embedded_columns = Transpose<perm=[1, 0]>({embedded})",
+        "wide_columns = Unsqueeze(embedded_columns, second_axis)",
+        "angles = Mul(frequency, wide_columns)",
         "sines = Sin(angles)",
         "cosines = Cos(angles)",
         "waves = Concat<axis=2>(sines, cosines)",
@@ -179,9 +180,10 @@ def _write_embedding(text: _Text, network: StackedNetwork, features: str) -> str
         "weighted = MatMul(embedding_weight, wave_blocks)",
         "biased = Add(weighted, embedding_bias)",
         *_activation("silu", "biased", "embedded_blocks"),
-        "embeddings = Reshape(embedded_blocks, embedding_shape)",
+        "embedding_columns = Reshape(embedded_blocks, embedding_shape)",
+        "embeddings = Transpose<perm=[0, 2, 1]>(embedding_columns)",
         f"feature_stack = Expand({features}, stack_shape)",
-        "inputs = Concat<axis=1>(feature_stack, embeddings)",
+        "inputs = Concat<axis=2>(feature_stack, embeddings)",
         second_axis=np.array([1]),
         frequency=frequency,
         wave_shape=np.array([members, blocks, waves, -1]),
@@ -222,37 +224,41 @@ def _whole_blocks(embedding: PeriodicEmbedding) -> int:
 
 
 def _write_layers(text: _Text, network: StackedNetwork, hidden: str) -> str:
-    """The hidden layers; returns the name of the last one's output [members, width, n]."""
+    """The hidden layers; returns the name of the last one's output [members, n, width]."""
     activation = next(name for name, function in ACTIVATIONS.items() if function is network.activation)
     for number, layer in enumerate(network.layers):
-        weight = layer.get_parameter("weight").transpose(1, 2)
+        weight: Tensor = layer.get_parameter("weight")
         weight = _first_weight(weight, network) if number == 0 else weight
         text.write(
-            f"product_{number} = MatMul(weight_{number}, {hidden})",
+            f"product_{number} = MatMul({hidden}, weight_{number})",
             f"sum_{number} = Add(product_{number}, bias_{number})",
             *_activation(activation, f"sum_{number}", f"hidden_{number}"),
-            **{f"weight_{number}": weight, f"bias_{number}": layer.get_parameter("bias").transpose(1, 2)},
+            **{f"weight_{number}": weight, f"bias_{number}": layer.get_parameter("bias")},
         )
         hidden = f"hidden_{number}"
     return hidden
 
 
 def _first_weight(weight: Tensor, network: StackedNetwork) -> Tensor:
-    """The weight [members, width, inputs] that suits `_write_features` and `_write_embedding`."""
+    """The weight [members, inputs, width] that suits `_write_features` and `_write_embedding`."""
     statistics = network.features.statistics
     scaled = len(statistics.scaled) + len(statistics.component_centre)
-    weight = torch.cat([SMOOTH_CLIP * weight[:, :, :scaled], weight[:, :, scaled:]], dim=2)
+    weight = torch.cat([SMOOTH_CLIP * weight[:, :scaled], weight[:, scaled:]], dim=1)
     if network.embedding is None:
         return weight
     missing = _whole_blocks(network.embedding) - len(network.embedded)
-    return functional.pad(weight, (0, missing * network.embedding.bias.shape[-1]))
+    return functional.pad(weight, (0, 0, 0, missing * network.embedding.bias.shape[-1]))
 
 
 def _write_head(text: _Text, head: Head, hidden: str, *, centre: list[float], scale: list[float]) -> None:
-    """`member_location` and `member_scale` from one matmul; a constant std is a scale without weights."""
+    """`member_location` and `member_scale` from one matmul; a constant std is a scale without weights.
+
+    ONNX Runtime fuses the input's transposition with the matmul. Without it, two outputs would cost as much as sixteen.
+    """
     scale_weight = torch.zeros_like(head.mean_weight) if head.scale_weight is None else head.scale_weight
     text.write(
-        f"head_product = MatMul(head_weight, {hidden})",
+        f"head_input = Transpose<perm=[0, 2, 1]>({hidden})",
+        "head_product = MatMul(head_weight, head_input)",
         "head_sum = Add(head_product, head_bias)",
         "head = Transpose<perm=[0, 2, 1]>(head_sum)",
         "unit_mean, raw_scale = Split<axis=2, num_outputs=2>(head)",
@@ -267,8 +273,8 @@ def _write_head(text: _Text, head: Head, hidden: str, *, centre: list[float], sc
         "member_scale = Mul(wide_scale, target_scale)",
         head_weight=torch.cat([head.mean_weight, scale_weight], dim=2).transpose(1, 2),
         head_bias=torch.cat([head.mean_bias, head.scale_bias + INITIAL_VARIANCE_OFFSET], dim=2).transpose(1, 2),
-        target_scale=np.array(scale),
-        target_centre=np.array(centre),
+        target_scale=np.array([scale]),
+        target_centre=np.array([centre]),
         minimum_variance=_float32(head.minimum_variance),
         maximum_variance=_float32(head.maximum_variance),
     )
@@ -280,12 +286,13 @@ def _activation(name: str, value: str, result: str) -> list[str]:
 
 
 def _gathered(text: _Text, value: str, indices: list[int], result: str, *, of: int) -> str:
-    """The name of rows `indices` of a value with `of` rows: its own where that is all of them, in order."""
+    """The name of columns `indices` of a value with `of` columns: its own where that is all of them, in order."""
     if indices == list(range(of)):
         return value
-    text.write(f"{result} = Gather<axis=0>({value}, {result}_indices)", **{f"{result}_indices": np.array(indices)})
+    text.write(f"{result} = Gather<axis=1>({value}, {result}_indices)", **{f"{result}_indices": np.array(indices)})
     return result
 
 
 def _float32(value: float) -> NDArray[np.float32]:
-    return np.array(value, dtype=np.float32)
+    """A constant [1, 1]."""
+    return np.array([[value]], dtype=np.float32)
