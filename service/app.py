@@ -103,6 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.repository.rescan()
     gc.collect()
     gc.freeze()  # what lives as long as the service is not searched for garbage again and again
+    gc.set_threshold(10_000)  # nor, with each turn of many requests, those in flight
     async with asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(state.repository.watch())]
         if state.counts is not None:
