@@ -1,6 +1,5 @@
 """JSON instances to the array that a model reads, with every problem found by row and feature."""
 
-import contextlib
 import difflib
 import math
 import struct
@@ -96,7 +95,7 @@ def read_instances(instances: list[Any], features: Features) -> tuple[Values, li
     problems: list[Problem] = []
     cells = _in_order(instances, features, problems)
     if features.all_numeric:
-        flat = numbers(list(chain.from_iterable(cells)))
+        flat = numbers(cells[0] if len(cells) == 1 else list(chain.from_iterable(cells)))
         if flat is not None:
             return flat.reshape(len(cells), len(features.names)), [], problems
     x = np.empty((len(cells), len(features.names)))
@@ -247,14 +246,10 @@ def _codes(column: Column) -> dict[Any, float]:
 
 def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
     """Each instance's values in the model's order; absent ones are None."""
+    whole = _whole(instances, features)
+    if whole is not None:
+        return whole
     width = len(features.names)
-    types = set(map(type, instances))
-    whole = types <= {dict, list} and set(map(len, instances)) == {width}
-    if whole and dict not in types:
-        return instances
-    if whole and list not in types:
-        with contextlib.suppress(KeyError):  # a name that is none: the rows are looked at one by one
-            return list(map(features.pick, instances))
     cells: list[Sequence[Any]] = []
     for row, instance in enumerate(instances):
         if type(instance) is dict:
@@ -268,6 +263,18 @@ def _in_order(instances: list[Any], features: Features, problems: list[Problem])
                 problems.append(_wrong_form(row, instance, features))
             cells.append([None] * width)
     return cells
+
+
+def _whole(instances: list[Any], features: Features) -> list[Sequence[Any]] | None:
+    """The values of rows that are all arrays or all objects of every feature; None where one is not."""
+    try:
+        if set(map(len, instances)) != {len(features.names)}:
+            return None
+        if type(instances[0]) is dict:
+            return list(map(features.pick, instances))
+    except (KeyError, TypeError):  # a name that is none, a row that is no object
+        return None
+    return instances if set(map(type, instances)) == {list} else None
 
 
 def _unknown_names(row: int, instance: dict[str, Any], features: Features) -> Iterator[Problem]:

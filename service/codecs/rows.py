@@ -75,7 +75,7 @@ def read_request(
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
     problems = [
         Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
-        for key in islice((key for key in request if key not in _KEYS), ENOUGH_PROBLEMS)
+        for key in [key for key in request if key not in _KEYS][:ENOUGH_PROBLEMS]
     ]
     instances = request.get("instances")
     if not isinstance(instances, list):

@@ -175,7 +175,7 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
 
 def _extremes(values: tuple[float, ...]) -> tuple[float, ...]:
     """The smallest and the largest; nothing of nothing."""
-    return (min(values), max(values)) if values else ()
+    return (min(values), max(values)) if len(values) > 1 else 2 * values
 
 
 @lru_cache(maxsize=1024)
