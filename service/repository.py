@@ -109,9 +109,10 @@ class Repository:
         """The model to answer with. Raises NotFoundError or UnavailableError."""
         entry = self.entry(name)
         if version is None and label is None:
-            if entry.default is None:
+            default = entry.default
+            if default is None:
                 raise UnavailableError(_not_ready(name, entry))
-            return entry.default
+            return default
         if label is not None:
             if label not in entry.labels:
                 raise NotFoundError(f"model {name!r} has no label {label!r}; it has {_listed(sorted(entry.labels), 'none')}")
