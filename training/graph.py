@@ -251,7 +251,7 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
         "least_coverage": np.array(LEAST_COVERAGE),
         "one": np.array(1.0),
         "rank_guard": np.array(RANK_GUARD),
-        "squared_factor": np.square(np.array([calibration.scale_factor], dtype=float64)),
+        "squared_factor": np.square(np.array([calibration.scale_factor], dtype=float64)),  # two axes: training/export.py
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
         "scores": table.transpose(0, 2, 1).reshape(-1, len(targets)),
         "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
