@@ -4,8 +4,8 @@ import difflib
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
@@ -39,6 +39,10 @@ class UnknownCategory:
     row: int
     feature: int
     value: object
+
+
+Rows = tuple[Values, list[UnknownCategory], list[Problem]]
+"""x [n, features] float64, its unknown categories, and all problems: where there are some, x is of no use."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,8 @@ def features_of(columns: Sequence[Column]) -> Features:
     )
 
 
-def read_instances(instances: list[Any], features: Features) -> tuple[Values, list[UnknownCategory], list[Problem]]:
-    """JSON instances (objects or arrays) as x [n, features] float64, with unknown categories and all problems.
-
-    Numbers must be finite, as JSON's are. Where there are problems, x is of no use.
-    """
+def read_instances(instances: list[Any], features: Features) -> Rows:
+    """JSON instances, objects or arrays. Their numbers must be finite, as JSON's are."""
     problems: list[Problem] = []
     cells = _in_order(instances, features, problems)
     if features.all_numeric:
@@ -104,6 +105,22 @@ def read_instances(instances: list[Any], features: Features) -> tuple[Values, li
         x[:, position] = read_column(values, position, features, unknown, problems)
     problems.sort(key=lambda problem: problem.row or 0)
     return x, unknown, problems
+
+
+def joined(parts: Iterable[Rows], features: Features) -> Rows:
+    """The rows of parts as one: x, unknown categories and problems, numbered through. It ends where the problems are enough."""
+    pieces: list[Values] = [np.empty((0, len(features.names)))]
+    unknown: list[UnknownCategory] = []
+    problems: list[Problem] = []
+    rows = 0
+    for x, more_unknown, more_problems in parts:
+        pieces.append(x)
+        unknown += [replace(item, row=rows + item.row) for item in more_unknown]
+        problems += [problem if problem.row is None else replace(problem, row=rows + problem.row) for problem in more_problems]
+        if len(problems) >= ENOUGH_PROBLEMS:
+            break
+        rows += len(x)
+    return np.concatenate(pieces), unknown, problems
 
 
 def read_column(

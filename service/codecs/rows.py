@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from service.codecs.features import (
     Features,
-    UnknownCategory,
-    Values,
+    Rows,
     find_unusual,
+    joined,
     json_type,
     nearest,
     read_instances,
     unknown_category_problems,
     warnings_about,
 )
+from service.codecs.parts import PART_BYTES, in_parts
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
@@ -30,6 +31,7 @@ OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
 _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
+_LARGE_BYTES = 2 * PART_BYTES
 _REMEMBERED_NUMBERS = 100
 _ROWS_AT_ONCE = 1000
 """Written without letting another thread run, which takes about a millisecond."""
@@ -68,7 +70,8 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    request = _document(body, features)
+    large = _read_in_parts(body, features, most_rows=limits.rows) if len(body) > _LARGE_BYTES else None
+    request = _document(body, features) if large is None else large[0]
     if rewrite is not None and isinstance(request, dict):
         request = rewrite(request)
     if not isinstance(request, dict):
@@ -83,9 +86,9 @@ def read_request(
         raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
     return understood(
         request,
-        lambda: read_instances(instances, features),
+        lambda: read_instances(instances, features) if large is None else large[1],
         problems,
-        rows=len(instances),
+        rows=len(instances if large is None else large[1][0]),
         features=features,
         targets=targets,
         default_coverage=default_coverage,
@@ -95,7 +98,7 @@ def read_request(
 
 def understood(
     request: dict[str, Any],
-    read: Callable[[], tuple[Values, list[UnknownCategory], list[Problem]]],
+    read: Callable[[], Rows],
     problems: list[Problem],
     *,
     rows: int,
@@ -242,6 +245,19 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
             f"the answer would hold {values} numbers; at most {limits.answer_values} are allowed "
             "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
         )
+
+
+def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> tuple[dict[str, Any], Rows] | None:
+    """The request without its rows, and these. None where it has more than `most_rows`, or is no JSON: the whole tells it."""
+    found = in_parts(body, "instances")
+    if found is None:
+        return None
+    request, parts = found
+    try:
+        rows = joined((read_instances(instances, features) for instances in parts), features)
+    except orjson.JSONDecodeError:
+        return None
+    return (request, rows) if len(rows[0]) <= most_rows else None
 
 
 def _document(body: bytes, features: Features) -> Any:

@@ -8,22 +8,24 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import numpy as np
 import orjson
 
 from models.manifest import Column
-from service.codecs.features import Features, UnknownCategory, Values, infinite, nearest, read_column, read_instances
+from service.codecs.features import Features, Rows, UnknownCategory, infinite, joined, nearest, read_column, read_instances
 from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
 """Cells that are missing values, as in a training table."""
-
-Rows = tuple[Values, list[UnknownCategory], list[Problem]]
+Part = TypeVar("Part")
+_ROWS_AT_ONCE = 1000
+"""Read or written without letting another thread run, which takes about a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +95,36 @@ def _option(text: str) -> Any:
 
 def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
     try:
-        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+        lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        header, rows = _header(filter(None, lines), features)
+        parts = list(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
     except csv.Error as error:
         raise InvalidRequestError(f"the body is not valid CSV: {error}") from None
-    lines = [line for line in lines if line]
-    header, start = _header(lines, features)
-    return len(lines) - start, lambda: _read_csv(lines[start:], header, features)
+    return sum(map(len, parts)), lambda: joined((_read_csv(part, header, features) for part in _let_go(parts)), features)
 
 
-def _header(lines: list[list[str]], features: Features) -> tuple[list[str], int]:
-    """The names of the columns, and the number of the first row; without a header, they are the model's features in order."""
-    first = [cell.strip() for cell in lines[0]] if lines else []
+def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], Iterator[list[str]]]:
+    """The names of the columns, and the rows; without a header, they are the model's features in order."""
+    line = next(lines, [])
+    first = [cell.strip() for cell in line]
     if not any(cell in features.positions for cell in first):
         if len(first) not in (0, len(features.names)):
             raise InvalidRequestError(
                 f"the first line has {len(first)} cells and none is a feature; give a header of feature names, or rows of all "
                 f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
             )
-        return list(features.names), 0
+        return list(features.names), chain([line] if line else [], lines)
     check_names(first, features)
-    return first, 1
+    return first, lines
+
+
+def _let_go(parts: list[Part]) -> Iterator[Part]:
+    """Each part; to free the memory of all of them at once would take long, and no other thread would run."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def check_names(names: Sequence[str], features: Features) -> None:
@@ -164,14 +174,14 @@ def _number(text: str) -> float | str:
 def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
     check_finite(prediction, targets)
     names, columns = zip(*answer_columns(prediction, request, targets), strict=True)
-    texts = [column.astype(str).tolist() for column in columns]
-    if request.warnings:
-        names = (*names, "warnings")
-        texts.append(["; ".join(request.warnings.get(row, ())) for row in range(len(prediction.mean))])
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(zip(*texts, strict=True))
+    writer.writerow((*names, "warnings") if request.warnings else names)
+    for start in range(0, len(prediction.mean), _ROWS_AT_ONCE):
+        texts = [column[start : start + _ROWS_AT_ONCE].astype(str).tolist() for column in columns]
+        if request.warnings:
+            texts.append(["; ".join(request.warnings.get(start + row, ())) for row in range(len(texts[0]))])
+        writer.writerows(zip(*texts, strict=True))
     return stream.getvalue().encode()
 
 
@@ -196,14 +206,17 @@ def answer_columns(prediction: Prediction, request: RowsRequest, targets: Sequen
 
 
 def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
-    instances = []
-    for number, line in enumerate(body.splitlines(), start=1):
-        if line.strip():
-            try:
-                instances.append(orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                raise InvalidRequestError(f"line {number} of the body is not valid JSON: {error}") from None
-    return len(instances), lambda: read_instances(instances, features)
+    lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
+    parts = (lines[start : start + _ROWS_AT_ONCE] for start in range(0, len(lines), _ROWS_AT_ONCE))
+    return len(lines), lambda: joined((read_instances([*map(_instance, part)], features) for part in parts), features)
+
+
+def _instance(numbered: tuple[int, bytes]) -> Any:
+    number, line = numbered
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"line {number} of the body is not valid JSON: {error}") from None
 
 
 def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:

@@ -1,5 +1,6 @@
 """Bodies in, JSON out, and the one error form of every failure."""
 
+import asyncio
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _LENGTH_DIGITS = 18
 LARGE_BYTES = 100_000
 LARGE_NUMBERS = 2500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
+
+_JOINED_ASIDE = 2**20
+"""Bytes, from which on `join` lets other threads run."""
 
 
 @dataclass(slots=True)
@@ -100,16 +104,17 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _rest_of_body(receive: Receive, start: bytes, *, limit: int) -> bytes:
-    body, more = bytearray(start), True
+    pieces, size, more = [start], len(start), True
     while more:
-        if len(body) > limit:
+        if size > limit:
             raise _too_large(limit)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
         more = message.get("more_body", False)
-    return bytes(body)
+    return b"".join(pieces) if size < _JOINED_ASIDE else await asyncio.to_thread(b"".join, pieces)
 
 
 def _decompressed(body: bytes, encoding: str, *, limit: int) -> bytes:

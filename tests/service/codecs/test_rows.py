@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.codecs import rows
+from service.codecs import parts, rows
 from service.codecs.features import features_of
 from service.codecs.rows import Limits, read_request, row_numbers
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
@@ -166,6 +166,36 @@ def test_whatever_json_comes_is_read_or_refused(request):
             assert len(outcome.body().get("details", [])) <= 20
         else:
             assert not np.isinf(outcome.question.x).any()
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({}, optional={"a": json_values, "b": st.floats(-9, 9), "colour": st.sampled_from(["red", "x"])})
+    ),
+    st.dictionaries(keys.filter(lambda key: key != "instances"), json_values),
+)
+def test_a_large_request_is_read_as_a_small_one(instances, options):
+    body = json.dumps({"instances": instances} | options).encode()
+    for features in (NUMERIC_FEATURES, MIXED_FEATURES):
+        whole = read_or_refused(body, features)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows, "_LARGE_BYTES", 0)
+            patch.setattr(parts, "PART_BYTES", 30)
+            parted = read_or_refused(body, features)
+        if isinstance(whole, ServiceError):
+            assert isinstance(parted, ServiceError)
+            assert parted.body() == whole.body()
+        else:
+            assert not isinstance(parted, ServiceError)
+            np.testing.assert_equal(parted.question.x, whole.question.x)
+            assert parted.warnings == whole.warnings
+
+
+def test_too_many_rows_of_a_large_request_are_counted(monkeypatch):
+    monkeypatch.setattr(rows, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 30)
+    with pytest.raises(TooLargeError, match="the request has 1000 rows; at most 100 are allowed"):
+        read({"instances": [[1, 2]] * 1000})
 
 
 @given(st.binary())

@@ -134,6 +134,23 @@ def test_what_is_wrong_with_ndjson_is_said_by_line_or_row():
     assert refusal('[1, 2]\n\n[1, "2"]\n', form=NDJSON) == ["row 1, feature 'b': '2' is a text; give a number, without quotes"]
 
 
+@pytest.mark.parametrize("form", [CSV, NDJSON])
+def test_many_rows_are_numbered_through(form):
+    lines = [f"{row},2" if form is CSV else f"[{row},2]" for row in range(2500)]
+    question = read("\n".join(lines), form=form, rows=2500, answer_values=100_000).question
+    assert question.x[:, 0].tolist() == list(range(2500))
+    lines[2400] = "1,x" if form is CSV else '[1,"x"]'
+    assert refusal("\n".join(lines), form=form, rows=2500, answer_values=100_000)[0].startswith(
+        "row 2400, feature 'b': 'x' is a text"
+    )
+    names = "a,b,colour,open,when\n" if form is CSV else ""
+    row = "1,2,pink,true,0" if form is CSV else '{"a":1,"b":2,"colour":"pink","open":true,"when":0}'
+    known = row.replace("pink", "red")
+    body = names + "\n".join([*[known] * 1500, row])
+    request = read(body, form=form, features=MIXED_FEATURES, rows=2500, answer_values=100_000)
+    assert [row for row, sentences in request.warnings.items() if any("colour" in sentence for sentence in sentences)] == [1500]
+
+
 def test_too_many_rows_are_refused():
     with pytest.raises(TooLargeError, match="3 rows; at most 2"):
         read("1,2\n" * 3, rows=2)

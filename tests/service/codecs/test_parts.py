@@ -1,0 +1,86 @@
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.codecs import parts
+from service.codecs.parts import in_parts
+
+texts = st.text(alphabet='"}],[{ \\a') | st.sampled_from(["instances", "},{", '"},{"', "],["])
+values = st.recursive(
+    st.none() | st.integers(0, 9) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+rows = st.lists(st.dictionaries(texts, values, max_size=3) | st.lists(values, max_size=3), min_size=1, max_size=12)
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 20)
+
+
+def read(text):
+    """The document in parts put together; None where it is to be read whole."""
+    try:
+        found = in_parts(text, "instances")
+        if found is None:
+            return None
+        document, pieces = found
+        assert document["instances"] == []
+        return document | {"instances": [row for piece in pieces for row in piece]}
+    except orjson.JSONDecodeError:
+        return None
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n ", " : ")])
+@pytest.mark.parametrize(
+    "given_rows", [[{"a": k, "b": [1.5, None]} for k in range(1000)], [[k, None, 1e9] for k in range(1000)]]
+)
+def test_rows_are_read_part_by_part(given_rows, separators, monkeypatch):
+    document = {"seed": 7, "instances": given_rows, "coverage": [0.5, 0.9]}
+    read_bytes = []
+
+    def loads(text):
+        read_bytes.append(len(text))
+        return json.loads(text)
+
+    monkeypatch.setattr(orjson, "loads", loads)
+    assert read(json.dumps(document, separators=separators).encode()) == document
+    assert len(read_bytes) > 300
+    assert max(read_bytes) < 300
+
+
+@given(rows, st.dictionaries(texts.filter(lambda key: key != "instances"), values, max_size=3), st.booleans(), st.booleans())
+def test_what_is_read_in_parts_is_what_is_there(given_rows, others, first, spaced):
+    document = {"instances": given_rows} | others if first else others | {"instances": given_rows}
+    text = json.dumps(document, separators=(", ", ": ") if spaced else (",", ":"), ensure_ascii=False).encode()
+    assert read(text) in (None, document)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b'{"instances": []}',
+        b'{"instances": [1, 2, 3]}',
+        b'{"inputs": [[1], [2]]}',
+        b'[{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]}]',
+        b'{"more": {"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]}}',
+        b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]], "instances": [[9]]}',
+        b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]], "inst\\u0061nces": [[9]]}',
+        b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]',
+        b'{"instances": [[1], [2], [3], [4], [5], {6}, [7], [8]]}',
+        b'{"instances": [[1], [2], [3], [4], [5}, {6], [7], [8]]}',
+        b'{"instances": [[1, [2, "], [3], [4], [5], [6], [7], [8]"]]}',
+    ],
+)
+def test_what_has_not_the_form_is_to_be_read_whole(text):
+    assert read(text) is None
+
+
+def test_a_text_that_looks_like_a_place_between_rows_is_none():
+    assert read(orjson.dumps({"instances": [{"a": number, "b": "}, {"} for number in range(1000)]})) is None
