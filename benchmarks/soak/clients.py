@@ -1,9 +1,9 @@
-"""Clients in closed loops: each sends its next request when its answer is there."""
+"""Clients that send their next request when their answer is there, or at a pace."""
 
 import asyncio
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,8 @@ class Found:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     """Answers that must not be, and connections that were broken in the middle of a request."""
-    seconds: list[float] = field(default_factory=list)
-    """Of the answers with status 200."""
+    seconds: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of the answers, by status."""
     away: bool = False
     """Whether clients no longer connect anew, as a load balancer that has seen that the service is not ready."""
 
@@ -29,9 +29,10 @@ class Found:
         """Of all statuses."""
         return sum(self.statuses.values())
 
-    def milliseconds(self, percent: float) -> float:
-        """A percentile of the latency of answers with status 200."""
-        return float(np.percentile(self.seconds, percent)) * 1e3 if self.seconds else float("nan")
+    def milliseconds(self, percent: float, *, status: int = 200) -> float:
+        """A percentile of the latency of answers with a status."""
+        seconds = self.seconds[status]
+        return float(np.percentile(seconds, percent)) * 1e3 if seconds else float("nan")
 
 
 Check = Callable[[int, bytes], str | None]
@@ -39,9 +40,10 @@ Check = Callable[[int, bytes], str | None]
 
 
 class _Client(asyncio.Protocol):
-    """One connection in a closed loop. It connects anew where the service closes it between two requests."""
+    """One connection. It connects anew where the service closes it between two requests."""
 
-    def __init__(self, port: int, request: bytes, found: Found, check: Check):
+    def __init__(self, port: int, request: bytes, found: Found, check: Check, *, begin: float, pace: float):
+        """begin: of its requests, on the event loop's clock; pace: seconds from one to the next, at least."""
         self._port = port
         self._request = request
         self._found = found
@@ -50,6 +52,8 @@ class _Client(asyncio.Protocol):
         self._parser: Any = None
         self._body = b""
         self._sent = 0.0
+        self._due = begin
+        self._pace = pace
         self.waits = False
         self._closes = False
         self.stopped = False
@@ -61,7 +65,7 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._parser = httptools.HttpResponseParser(self)
-        self._send()
+        self._send_when_due()
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -87,10 +91,15 @@ class _Client(asyncio.Protocol):
         problem = self._check(status, body)
         if problem is not None:
             self._found.wrong.append(problem)
-        if status == 200:
-            self._found.seconds.append(time.perf_counter() - self._sent)
+        self._found.seconds[status].append(time.perf_counter() - self._sent)
         if not self._closes:
-            asyncio.get_running_loop().call_soon(self._send)
+            self._send_when_due()
+
+    def _send_when_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = max(self._due, loop.time())
+        loop.call_at(self._due, self._send)
+        self._due += self._pace
 
     def _send(self) -> None:
         assert self._transport is not None
@@ -103,10 +112,20 @@ class _Client(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def load(port: int, request: bytes, connections: int, check: Check) -> AsyncIterator[Found]:
-    """So many clients; they finish what they have asked before this ends."""
+async def load(
+    port: int, request: bytes, connections: int, check: Check, *, per_second: float | None = None
+) -> AsyncIterator[Found]:
+    """So many clients; they finish what they have asked before this ends.
+
+    per_second: requests of all of them together; None: each sends its next when its answer is there.
+    """
     found = Found()
-    clients = [_Client(port, request, found, check) for _ in range(connections)]
+    begin = asyncio.get_running_loop().time()
+    apart = 0.0 if per_second is None else 1 / per_second
+    clients = [
+        _Client(port, request, found, check, begin=begin + number * apart, pace=connections * apart)
+        for number in range(connections)
+    ]
     for client in clients:
         await client.connect()
     try:
