@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from models.manifest import Column
@@ -70,7 +71,8 @@ class Features:
 
 def features_of(columns: Sequence[Column]) -> Features:
     """The reading plan for a model's columns."""
-    names = tuple(column.name for column in columns)
+    # As orjson keeps them: looking up a key that is the same object takes half as long
+    names = tuple(orjson.loads(orjson.dumps({column.name: None for column in columns})))
     one = names[0]
     ranged = [column if column.kind != "categorical" else None for column in columns]
     largest = sys.float_info.max
