@@ -110,7 +110,7 @@ def read_instances(instances: list[Any], features: Features) -> Rows:
 
 
 def joined(parts: Iterable[Rows], features: Features) -> Rows:
-    """The rows of parts as one: x, unknown categories and problems, numbered through. It ends where the problems are enough."""
+    """The rows of parts as those of one, numbered through, with as many problems as are enough."""
     pieces: list[Values] = [np.empty((0, len(features.names)))]
     unknown: list[UnknownCategory] = []
     problems: list[Problem] = []
@@ -118,9 +118,8 @@ def joined(parts: Iterable[Rows], features: Features) -> Rows:
     for x, more_unknown, more_problems in parts:
         pieces.append(x)
         unknown += [replace(item, row=rows + item.row) for item in more_unknown]
-        problems += [problem if problem.row is None else replace(problem, row=rows + problem.row) for problem in more_problems]
-        if len(problems) >= ENOUGH_PROBLEMS:
-            break
+        if len(problems) < ENOUGH_PROBLEMS:
+            problems += [replace(problem, row=rows + (problem.row or 0)) for problem in more_problems]
         rows += len(x)
     return np.concatenate(pieces), unknown, problems
 

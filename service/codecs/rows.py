@@ -253,11 +253,16 @@ def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> tuple[
     if found is None:
         return None
     request, parts = found
+    rows, read = 0, []
     try:
-        rows = joined((read_instances(instances, features) for instances in parts), features)
+        for instances in parts:
+            rows += len(instances)
+            if rows > most_rows:
+                return None
+            read.append(read_instances(instances, features))
     except orjson.JSONDecodeError:
         return None
-    return (request, rows) if len(rows[0]) <= most_rows else None
+    return request, joined(read, features)
 
 
 def _document(body: bytes, features: Features) -> Any:
