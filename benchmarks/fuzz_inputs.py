@@ -152,7 +152,8 @@ _TOKENS: tuple[bytes, ...] = (
     b"binary_data_size", b"timeout", b"FP16", b"FP32", b"FP64", b"INT8", b"UINT64", b"BOOL", b"BYTES", b"mean", b"upper",
     b"location", b",", b":", b'"', b"\n", b"\r", b"\r\n", b"\t", b"\x00", b"\xef\xbb\xbf", b"\xff", b"\xc0\x80",
     b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x00\x00\x00\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00\x00\x00\xf8\x7f",
-    b"\x01\x00\x00\x00\x00\x00\xf0\x7f",
+    b"\x01\x00\x00\x00\x00\x00\xf0\x7f", *(b"[" * depth + b"]" * depth for depth in (300, 1000, 1020, 1100)),
+    *(b'{"a":' * depth + b"0" + b"}" * depth for depth in (300, 1000, 1020, 1100)),
 )  # fmt: skip
 _PIECE = re.compile(rb'"[^"]*"|-?\d[\d.eE+-]*|\w+|[\[\]{},:]')
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.soak`: what the service does under load for long, while the worst happens to it.
 
-Every part starts a service of its own on a free port, puts clients in closed loops on it and counts what must not be: an answer
+Every part starts a service of its own on a free port, puts clients on it and counts what must not be: an answer
 that is wrong, a connection that breaks. The status is 1 where there is any.
 """
 

@@ -54,6 +54,7 @@ class _Client(asyncio.Protocol):
         self._sent = 0.0
         self._due = begin
         self._pace = pace
+        self._timer: asyncio.TimerHandle | None = None
         self.waits = False
         self._closes = False
         self.stopped = False
@@ -98,7 +99,9 @@ class _Client(asyncio.Protocol):
     def _send_when_due(self) -> None:
         loop = asyncio.get_running_loop()
         self._due = max(self._due, loop.time())
-        loop.call_at(self._due, self._send)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._due, self._send)
         self._due += self._pace
 
     def _send(self) -> None:
@@ -136,3 +139,4 @@ async def load(
         end = time.monotonic() + 10
         while any(client.waits for client in clients) and time.monotonic() < end:
             await asyncio.sleep(0.05)
+        found.wrong += ["a request was not answered within 10 s" for client in clients if client.waits]

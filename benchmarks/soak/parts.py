@@ -56,8 +56,8 @@ def _told(status: int, body: bytes) -> str:
     return f"{status}: {body[:200].decode(errors='replace')}"
 
 
-def _load(service: Service, connections: int, check: Check, sent: bytes | None = None) -> AbstractAsyncContextManager[Found]:
-    return load(service.port, sent or request(), connections, check)
+def _load(service: Service, connections: int, check: Check) -> AbstractAsyncContextManager[Found]:
+    return load(service.port, request(), connections, check)
 
 
 async def publishing(folder: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
@@ -183,28 +183,20 @@ async def overload(folder: Path, options: argparse.Namespace) -> tuple[str, list
             )
             return answered
 
-        await measure("nobody else", 1)
+        await measure("one by one", 1)
         capacity = await measure("all that it can do", at_once)
-        await measure("five times that", 10 * at_once, 5 * capacity)
-        begun = time.monotonic()
+        if not capacity:
+            return "", [*wrong, "nothing was answered"]
         async with httpx.AsyncClient() as http:
+            await measure(f"five times that, {5 * capacity:,.0f}/s", 10 * at_once, 5 * capacity)
+            begun = time.monotonic()
             answer = await http.post(service.url + PATH, content=BODY)
-        recovered = time.monotonic() - begun
+            recovered = time.monotonic() - begun
         await measure("all that it can do", at_once)
         if answer.status_code != 200:
             wrong.append("it has not recovered")
-    header = [
-        "asked",
-        "connections",
-        "requests/s",
-        "answered/s",
-        "503/s",
-        "p50 ms",
-        "p99 ms",
-        "503 p50 ms",
-        "503 p99 ms",
-        "MiB",
-    ]
+    latencies = ["p50 ms", "p99 ms", "503 p50 ms", "503 p99 ms"]
+    header = ["asked", "connections", "requests/s", "answered/s", "503/s", *latencies, "MiB"]
     told = (
         f"Requests of {rows_each:,} rows, as bytes, to the 5 x 128 x 128 ensemble; room for {at_once} of them. "
         f"Right after the overload, one row was answered within {recovered * 1e3:.0f} ms."

@@ -34,7 +34,7 @@ _MORE = ("quantiles", "cdf", "samples")
 _LARGE_BYTES = 2 * PART_BYTES
 _REMEMBERED_NUMBERS = 100
 _ROWS_AT_ONCE = 1000
-"""Written without letting another thread run, which takes about a millisecond."""
+"""Read or written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
@@ -70,8 +70,8 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    large = _read_in_parts(body, features, most_rows=limits.rows) if len(body) > _LARGE_BYTES else None
-    request = _document(body, features) if large is None else large[0]
+    parted = _read_in_parts(body, features, most_rows=limits.rows) if len(body) > _LARGE_BYTES else None
+    request = _document(body, features) if parted is None else parted.request
     if rewrite is not None and isinstance(request, dict):
         request = rewrite(request)
     if not isinstance(request, dict):
@@ -86,9 +86,9 @@ def read_request(
         raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
     return understood(
         request,
-        lambda: read_instances(instances, features) if large is None else large[1],
+        lambda: read_instances(instances, features) if parted is None else parted.rows,
         problems,
-        rows=len(instances if large is None else large[1][0]),
+        rows=len(instances) if parted is None else parted.count,
         features=features,
         targets=targets,
         default_coverage=default_coverage,
@@ -109,7 +109,7 @@ def understood(
 ) -> RowsRequest:
     """The request that asks for the options in `request` about so many rows, which `read` gives.
 
-    Raises InvalidRequestError with all its problems, those of `problems` first; TooLargeError before anything is read.
+    Raises InvalidRequestError with all its problems, those of `problems` first; TooLargeError before `read` is called.
     """
     coverage: tuple[float, ...] = (default_coverage,)
     quantiles: tuple[float, ...] = ()
@@ -247,22 +247,32 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
         )
 
 
-def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> tuple[dict[str, Any], Rows] | None:
-    """The request without its rows, and these. None where it has more than `most_rows`, or is no JSON: the whole tells it."""
+@dataclass(frozen=True)
+class _Parted:
+    """A request whose rows were read in parts: what stands beside them, how many there are, and those up to the limit."""
+
+    request: dict[str, Any]
+    count: int
+    rows: Rows
+
+
+def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> _Parted | None:
+    """A large request; None where it is to be read whole: it has another form, or is no JSON, whose errors the whole tells."""
     found = in_parts(body, "instances")
     if found is None:
         return None
     request, parts = found
-    rows, read = 0, []
+    count, read = 0, []
     try:
-        for instances in parts:
-            rows += len(instances)
-            if rows > most_rows:
-                return None
-            read.append(read_instances(instances, features))
+        for part in parts:
+            for start in range(0, len(part), _ROWS_AT_ONCE):
+                instances = part[start : start + _ROWS_AT_ONCE]
+                count += len(instances)
+                if count <= most_rows:
+                    read.append(read_instances(instances, features))
     except orjson.JSONDecodeError:
         return None
-    return request, joined(read, features)
+    return _Parted(request, count, joined(read, features))
 
 
 def _document(body: bytes, features: Features) -> Any:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -23,7 +23,6 @@ from service.inference.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
 """Cells that are missing values, as in a training table."""
-Part = TypeVar("Part")
 _ROWS_AT_ONCE = 1000
 """Read or written without letting another thread run, which takes about a millisecond."""
 
@@ -33,7 +32,7 @@ class Format:
     """How a table is read and written."""
 
     count: Callable[[bytes, Features], tuple[int, Callable[[], Rows]]]
-    """`count(body, features)`: how many rows it has, and what reads them."""
+    """`count(body, features)`: how many rows it has, and what reads them, once."""
     write: Callable[[Prediction, RowsRequest, tuple[str, ...]], bytes]
     """`write(prediction, request, targets)`."""
     dense: bool = False
@@ -102,7 +101,7 @@ def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]
         raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
     except csv.Error as error:
         raise InvalidRequestError(f"the body is not valid CSV: {error}") from None
-    return sum(map(len, parts)), lambda: joined((_read_csv(part, header, features) for part in _let_go(parts)), features)
+    return sum(map(len, parts)), lambda: _read_csv(parts, header, features)
 
 
 def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], Iterator[list[str]]]:
@@ -120,13 +119,6 @@ def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], 
     return first, lines
 
 
-def _let_go(parts: list[Part]) -> Iterator[Part]:
-    """Each part; to free the memory of all of them at once would take long, and no other thread would run."""
-    parts.reverse()
-    while parts:
-        yield parts.pop()
-
-
 def check_names(names: Sequence[str], features: Features) -> None:
     """Raise InvalidRequestError unless the names of columns are features, each at most once."""
     for name in names:
@@ -136,16 +128,23 @@ def check_names(names: Sequence[str], features: Features) -> None:
             raise InvalidRequestError(f"column {name!r} stands twice in the header")
 
 
-def _read_csv(lines: list[list[str]], header: list[str], features: Features) -> Rows:
+def _read_csv(parts: list[list[list[str]]], header: list[str], features: Features) -> Rows:
+    """Empties `parts` on its way: to free the memory of all lines at once takes long, and no other thread would run."""
+    uneven = ((row, line) for row, line in enumerate(chain.from_iterable(parts)) if len(line) != len(header))
     problems = [
         Problem(f"has {len(line)} cells; the header has {len(header)}", row=row)
-        for row, line in enumerate(lines)
-        if len(line) != len(header)
-    ][:ENOUGH_PROBLEMS]
+        for row, line in islice(uneven, ENOUGH_PROBLEMS)
+    ]
+    if problems:
+        return np.empty((0, len(features.names))), [], problems
+    parts.reverse()
+    return joined((_read_lines(parts.pop(), header, features) for _ in range(len(parts))), features)
+
+
+def _read_lines(lines: list[list[str]], header: list[str], features: Features) -> Rows:
+    problems: list[Problem] = []
     unknown: list[UnknownCategory] = []
     x = np.full((len(lines), len(features.names)), math.nan)
-    if problems:
-        return x, unknown, problems
     for name, cells in zip(header, zip(*lines, strict=True), strict=False):
         position = features.positions[name]
         column = features.columns[position]
@@ -206,13 +205,17 @@ def answer_columns(prediction: Prediction, request: RowsRequest, targets: Sequen
 
 
 def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
-    lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
-    parts = (lines[start : start + _ROWS_AT_ONCE] for start in range(0, len(lines), _ROWS_AT_ONCE))
-    return len(lines), lambda: joined((read_instances([*map(_instance, part)], features) for part in parts), features)
+    lines = body.splitlines()
+    return sum(1 for line in lines if line.strip()), lambda: _read_ndjson(lines, features)
 
 
-def _instance(numbered: tuple[int, bytes]) -> Any:
-    number, line = numbered
+def _read_ndjson(lines: list[bytes], features: Features) -> Rows:
+    instances = (_instance(number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    parts = iter(lambda: list(islice(instances, _ROWS_AT_ONCE)), [])
+    return joined((read_instances(part, features) for part in parts), features)
+
+
+def _instance(number: int, line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:

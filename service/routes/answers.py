@@ -31,7 +31,7 @@ LARGE_NUMBERS = 2500
 """Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
 
 _JOINED_ASIDE = 2**20
-"""Bytes, from which on `join` lets other threads run."""
+"""From so many bytes on, bytes.join lets other threads run."""
 
 
 @dataclass(slots=True)

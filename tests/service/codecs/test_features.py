@@ -112,7 +112,7 @@ def test_every_problem_of_a_request_is_found_with_row_and_feature():
         (1, "a", "true is a boolean; give a number"),
         (2, None, "is an array of 1; give an object of feature names, or an array of 2 (a, b)"),
         (3, None, "is a number; give an object of feature names, or an array of 2 (a, b)"),
-        (5, "b", "{'x': 1} is an object; give a number"),
+        (5, "b", "{...} is an object; give a number"),
     ]
 
 

@@ -60,6 +60,18 @@ def test_what_is_read_in_parts_is_what_is_there(given_rows, others, first, space
     assert read(text) in (None, document)
 
 
+@given(rows, st.data())
+def test_a_byte_that_is_wrong_is_seen(given_rows, data):
+    text = bytearray(json.dumps({"instances": given_rows, "seed": 7}, ensure_ascii=False).encode())
+    place = data.draw(st.integers(0, len(text) - 1))
+    text[place : place + data.draw(st.integers(0, 1))] = data.draw(
+        st.sampled_from([b"\x0b", b"\x0c", b'"', b",", b"[", b"]", b"}", b"\xff"])
+    )
+    outcome = read(bytes(text))
+    if outcome is not None:
+        assert outcome == orjson.loads(bytes(text))
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -73,6 +85,8 @@ def test_what_is_read_in_parts_is_what_is_there(given_rows, others, first, space
         b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]], "instances": [[9]]}',
         b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]], "inst\\u0061nces": [[9]]}',
         b'{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]',
+        b'{"instances": [[1], [2], [3], [4],\x0c[5], [6], [7], [8]]}',
+        b'{"instances": [[1], [2], [3], [4]\x0b, [5], [6], [7], [8]]}',
         b'{"instances": [[1], [2], [3], [4], [5], {6}, [7], [8]]}',
         b'{"instances": [[1], [2], [3], [4], [5}, {6], [7], [8]]}',
         b'{"instances": [[1, [2, "], [3], [4], [5], [6], [7], [8]"]]}',

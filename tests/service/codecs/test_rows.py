@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import orjson
@@ -170,9 +171,11 @@ def test_whatever_json_comes_is_read_or_refused(request):
 
 @given(
     st.lists(
-        st.fixed_dictionaries({}, optional={"a": json_values, "b": st.floats(-9, 9), "colour": st.sampled_from(["red", "x"])})
+        st.fixed_dictionaries(
+            {}, optional={"a": st.floats(-9, 9), "b": json_values | st.integers(0, 9), "colour": st.sampled_from(["red", "x"])}
+        )
     ),
-    st.dictionaries(keys.filter(lambda key: key != "instances"), json_values),
+    st.dictionaries(keys.filter(lambda key: key != "instances"), st.sampled_from([0.5, [0.5, 0.9], 7, True]) | json_values),
 )
 def test_a_large_request_is_read_as_a_small_one(instances, options):
     body = json.dumps({"instances": instances} | options).encode()
@@ -187,8 +190,18 @@ def test_a_large_request_is_read_as_a_small_one(instances, options):
             assert parted.body() == whole.body()
         else:
             assert not isinstance(parted, ServiceError)
-            np.testing.assert_equal(parted.question.x, whole.question.x)
+            np.testing.assert_equal(asdict(parted.question), asdict(whole.question))
             assert parted.warnings == whole.warnings
+
+
+def test_a_large_request_is_read_in_parts(monkeypatch):
+    monkeypatch.setattr(rows, "_document", None)  # what reads a body whole
+    instances = [{"a": row, "b": 0.123456789} for row in range(20_000)]
+    question = read(
+        {"coverage": [0.5], "instances": instances, "seed": 7, "samples": 1}, rows=20_000, answer_values=10**6
+    ).question
+    assert question.x.tolist() == [[row, 0.123456789] for row in range(20_000)]
+    assert (question.coverage, question.seed, question.samples) == ((0.5,), 7, 1)
 
 
 def test_too_many_rows_of_a_large_request_are_counted(monkeypatch):
@@ -196,6 +209,14 @@ def test_too_many_rows_of_a_large_request_are_counted(monkeypatch):
     monkeypatch.setattr(parts, "PART_BYTES", 30)
     with pytest.raises(TooLargeError, match="the request has 1000 rows; at most 100 are allowed"):
         read({"instances": [[1, 2]] * 1000})
+
+
+@pytest.mark.parametrize("cell", [b"[" * 1018 + b"]" * 1018, b'{"a":' * 1018 + b"1" + b"}" * 1018], ids=["arrays", "objects"])
+@pytest.mark.parametrize("feature", ["a", "colour", "open", "when"])
+def test_a_cell_that_is_nested_as_deep_as_json_may_be_is_refused(cell, feature):
+    error = refusal(b'{"instances": [{"%b": %b}]}' % (feature.encode(), cell), features=MIXED_FEATURES)
+    assert f"row 0, feature '{feature}': " in str(error.problems[0])
+    assert " is an array; give" in error.sentence or " is an object; give" in error.sentence
 
 
 @given(st.binary())
