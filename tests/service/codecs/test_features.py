@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from models.manifest import Column
 from service.codecs.features import (
+    UnknownCategory,
     features_of,
     find_unusual,
     read_instances,
@@ -213,3 +214,8 @@ def test_a_strict_request_is_told_of_categories_alike():
     assert [str(problem) for problem in unknown_category_problems(unknown, MIXED_FEATURES)] == [
         "row 0, feature 'colour': 'Blue' is an unknown category (known: blue, green, red); did you mean 'blue'?"
     ]
+
+
+def test_unknown_categories_are_problems_in_the_order_of_rows():
+    unknown = [UnknownCategory(row, MIXED_FEATURES.positions["colour"], "x") for row in reversed(range(40))]
+    assert [problem.row for problem in unknown_category_problems(unknown, MIXED_FEATURES)] == list(range(21))
