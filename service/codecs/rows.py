@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
-from service.codecs.parts import PART_BYTES, in_parts
+from service.codecs.parts import PART_BYTES, ROWS_AT_ONCE, by_rows, in_parts
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
@@ -33,8 +33,6 @@ _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
 _LARGE_BYTES = 2 * PART_BYTES
 _REMEMBERED_NUMBERS = 100
-_ROWS_AT_ONCE = 1000
-"""Read or written without letting another thread run, which takes about a millisecond."""
 _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
@@ -157,8 +155,8 @@ def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets:
     long = len(coverage) + sum(count for _, count in counts) > _REMEMBERED_NUMBERS
     template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in memory
     rows, texts = len(prediction.mean), []
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        texts += _number_texts(prediction, [*more.values()], slice(start, start + _ROWS_AT_ONCE), coverages=len(coverage))
+    for start in range(0, rows, ROWS_AT_ONCE):
+        texts += _number_texts(prediction, [*more.values()], slice(start, start + ROWS_AT_ONCE), coverages=len(coverage))
     return RowNumbers(texts, template, len(texts) // rows if rows else 0)
 
 
@@ -168,8 +166,8 @@ def row_texts(numbers: RowNumbers, warnings: dict[int, list[str]], *, between: b
     if len(texts) == per_row and not warnings:
         return template % tuple(texts) if texts else b""
     count, pieces = len(texts) // per_row if per_row else 0, []
-    for start in range(0, count, _ROWS_AT_ONCE):
-        rows = [template] * min(_ROWS_AT_ONCE, count - start)
+    for start in range(0, count, ROWS_AT_ONCE):
+        rows = [template] * min(ROWS_AT_ONCE, count - start)
         for row, sentences in warnings.items():
             if start <= row < start + len(rows):
                 rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(sentences)
@@ -264,12 +262,10 @@ def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> _Parte
     request, parts = found
     count, read = 0, []
     try:
-        for part in parts:
-            for start in range(0, len(part), _ROWS_AT_ONCE):
-                instances = part[start : start + _ROWS_AT_ONCE]
-                count += len(instances)
-                if count <= most_rows:
-                    read.append(read_instances(instances, features))
+        for instances in by_rows(chain.from_iterable(parts)):
+            count += len(instances)
+            if count <= most_rows:
+                read.append(read_instances(instances, features))
     except orjson.JSONDecodeError:
         return None
     return _Parted(request, count, joined(read, features))

@@ -17,14 +17,13 @@ import orjson
 
 from models.manifest import Column
 from service.codecs.features import Features, Rows, UnknownCategory, infinite, joined, nearest, read_column, read_instances
+from service.codecs.parts import ROWS_AT_ONCE, by_rows
 from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem
 from service.inference.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
 """Cells that are missing values, as in a training table."""
-_ROWS_AT_ONCE = 1000
-"""Read or written without letting another thread run, which takes about a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]
     try:
         lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         header, rows = _header(filter(None, lines), features)
-        parts = list(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
+        parts = list(by_rows(rows))
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
     except csv.Error as error:
@@ -176,8 +175,8 @@ def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str,
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow((*names, "warnings") if request.warnings else names)
-    for start in range(0, len(prediction.mean), _ROWS_AT_ONCE):
-        texts = [column[start : start + _ROWS_AT_ONCE].astype(str).tolist() for column in columns]
+    for start in range(0, len(prediction.mean), ROWS_AT_ONCE):
+        texts = [column[start : start + ROWS_AT_ONCE].astype(str).tolist() for column in columns]
         if request.warnings:
             texts.append(["; ".join(request.warnings.get(start + row, ())) for row in range(len(texts[0]))])
         writer.writerows(zip(*texts, strict=True))
@@ -211,8 +210,7 @@ def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Ro
 
 def _read_ndjson(lines: list[bytes], features: Features) -> Rows:
     instances = (_instance(number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    parts = iter(lambda: list(islice(instances, _ROWS_AT_ONCE)), [])
-    return joined((read_instances(part, features) for part in parts), features)
+    return joined((read_instances(part, features) for part in by_rows(instances)), features)
 
 
 def _instance(number: int, line: bytes) -> Any:
