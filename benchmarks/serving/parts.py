@@ -42,7 +42,7 @@ _NETWORK = NETWORKS["ensemble"]
 _SLOW_REQUESTS = 30
 """Of a request that takes long, at least so many are waited for, within a minute."""
 _MOST_SECONDS = 60
-_V1, _V2 = "V1 JSON", "V2 binary"
+_V1, _V2, _V2_JSON = "V1 JSON", "V2 binary", "V2 JSON"
 _MIB = 2**20
 
 
@@ -150,6 +150,7 @@ def beside(options: Namespace) -> str:
     """Small requests beside large ones."""
     large = _rows(options.large)
     requests = {label: (path, request) for label, path, request in _ways(large)}
+    requests[_V2_JSON] = (requests[_V2][0], tensor(large, binary=False))
     path, small = next((path, request) for label, path, request in _ways(_rows(1)) if label == _V1)
     beside: dict[str, list[tuple[Load, Load | None]]] = {label: [] for label in ("nothing", *requests)}
     with _serving(options, *_LARGE_BODIES) as url:

@@ -24,6 +24,7 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
+from service.codecs.parts import in_parts
 from service.codecs.rows import Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
@@ -38,6 +39,7 @@ DATATYPE_OF_RAW = "FP64"
 
 _MOST_PARAMETERS_TEXT = 2000
 _REMEMBERED_BYTES = 1000
+_NUMBERS_AT_ONCE = 10_000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -75,9 +77,9 @@ def read_infer(
         return _raw_request(body, features, targets=targets, default_coverage=default_coverage, limits=limits)
     if json_bytes is not None and json_bytes > len(body):
         raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
-    request = _document(body if json_bytes is None else body[:json_bytes])
+    text, raw = (body, memoryview(b"")) if json_bytes is None else (body[:json_bytes], memoryview(body)[json_bytes:])
+    request, tensors = _read_in_parts(text, raw) or _read_whole(text, raw)
     options = parameters(request, "the request")
-    tensors = read_tensors(request.get("inputs"), memoryview(b"" if json_bytes is None else body)[json_bytes:])
     outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
     coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
     if not any(name in INTERVALS for name in outputs):
@@ -145,7 +147,7 @@ def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], na
         if output in request.binary:
             described["parameters"] = {"binary_data_size": next(sizes)}
         else:
-            described["data"] = np.ascontiguousarray(array).reshape(-1)
+            described["data"] = _data(array)
         outputs.append(described)
     document: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id is not None:
@@ -153,6 +155,16 @@ def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], na
     if request.warnings:
         document["parameters"] = {"warnings": _warnings(request)}
     return orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _data(array: NDArray[Any]) -> NDArray[Any] | orjson.Fragment:
+    """The numbers of an output, flat. Many are written in parts, between which other threads run."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if len(flat) <= _NUMBERS_AT_ONCE:
+        return flat
+    parts = [flat[start : start + _NUMBERS_AT_ONCE] for start in range(0, len(flat), _NUMBERS_AT_ONCE)]
+    texts = [orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in parts]
+    return orjson.Fragment(b"[%b]" % b",".join(texts))
 
 
 @lru_cache(maxsize=256)
@@ -196,6 +208,27 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
         warnings=warnings,
         unusual_rows=unusual_rows,
     )
+
+
+def _read_in_parts(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """A large request and its tensors; None where it is to be read whole: it is small, of another form, or wrong somewhere."""
+    request = in_parts(text, "data", _holders_of_data)
+    if request is None:
+        return None
+    try:
+        return request, read_tensors(request["inputs"], raw)
+    except (orjson.JSONDecodeError, InvalidRequestError):
+        return None
+
+
+def _holders_of_data(document: Any) -> list[dict[str, Any]]:
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    return [given for given in inputs if isinstance(given, dict)] if isinstance(inputs, list) else []
+
+
+def _read_whole(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    request = _document(text)
+    return request, read_tensors(request.get("inputs"), raw)
 
 
 def _document(text: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Many rows in parts, and long JSON arrays of them.
+"""Many rows, and long JSON arrays, in parts.
 
 orjson reads a text in one go, and no other thread runs meanwhile: for 100 000 rows of 13 numbers all other requests wait 0.2 s.
 Between parts they get their turn, and only one part at a time stands in memory as objects.
@@ -6,7 +6,7 @@ Between parts they get their turn, and only one part at a time stands in memory 
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ ROWS_AT_ONCE = 1000
 
 Row = TypeVar("Row")
 _MARK = secrets.token_hex()  # a text that no client knows
-_SPACE = rb"[ \t\n\r]*"  # JSON's own: between rows nothing else is left out
-_ARRAY_OF_ROWS = rb'"%b"' + _SPACE + b":" + _SPACE + rb"\[" + _SPACE + rb"(?=[\[{])"
-_BETWEEN_ROWS = re.compile(rb"[\]}]" + _SPACE + b"," + _SPACE + rb"(?=[\[{])")
+_SPACE = rb"[ \t\n\r]*"  # JSON's own: between elements nothing else is left out
+_BEGIN = rb'"%b"' + _SPACE + b":" + _SPACE + rb"\[" + _SPACE
+_BETWEEN_ROWS = re.compile(rb"(?<=[\]}])" + _SPACE + b"," + _SPACE + rb"(?=[\[{])")
+_BETWEEN_SCALARS = re.compile(b",")
 
 
 def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -30,35 +31,66 @@ def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(islice(waiting, ROWS_AT_ONCE)), [])
 
 
-def in_parts(text: bytes, key: str) -> tuple[dict[str, Any], Iterator[list[Any]]] | None:
-    """A JSON object with rows (objects or arrays) under `key`: the object with an empty array there, and the rows in parts.
+class Parts:
+    """A long JSON array: iterating gives its elements in lists, each read when it is asked for.
 
-    None where the text has not that form. A part may raise orjson.JSONDecodeError, be it only because a text within a row looks
-    like a place between two: then the text is to be read whole.
+    That raises orjson.JSONDecodeError where a cut was not between two elements: a part lacks a quote or a bracket, or is empty.
     """
-    array = re.search(_ARRAY_OF_ROWS % re.escape(key.encode()), text)
-    if array is None:
+
+    def __init__(self, text: bytes, cuts: list[tuple[int, int]], rest: list[Any]):
+        """cuts: begin and end of each part in the text; rest: the elements behind them."""
+        self._text = text
+        self._cuts = cuts
+        self._rest = rest
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for start, end in self._cuts:
+            part = orjson.loads(b"[%b]" % self._text[start:end])
+            if not part:
+                raise orjson.JSONDecodeError("nothing between two commas", "", start)
+            yield part
+        yield self._rest
+
+
+def in_parts(text: bytes, key: str, holders: Callable[[Any], list[dict[str, Any]]]) -> Any:
+    """A JSON document with `Parts` in the place of each long array that stands under `key` in one of `holders(document)`.
+
+    None where the text is short or to be read whole: it has no such array, has one in another place, or is no JSON. That
+    `Parts` raise does not prove the latter: a text within an element may look like a place between two.
+    """
+    if len(text) <= 2 * PART_BYTES:
         return None
-    cuts = []
-    start = array.end()
-    while len(text) - start > PART_BYTES and (between := _BETWEEN_ROWS.search(text, start + PART_BYTES)):
-        cuts.append((start, between.start() + 1))
-        start = between.end()
+    begin = re.compile(_BEGIN % re.escape(key.encode()))
+    pieces: list[bytes] = []
+    arrays: dict[str, list[tuple[int, int]]] = {}
+    copied = start = 0
+    while len(text) - start > PART_BYTES and (array := begin.search(text, start)):
+        cuts, start = _cuts(text, array.end())
+        if cuts:
+            mark = f"{_MARK} {len(arrays)}"
+            arrays[mark] = cuts
+            pieces += [text[copied : array.end()], b'"%b",' % mark.encode()]
+            copied = start
+    if not arrays:
+        return None
     try:
-        document = orjson.loads(b'%b"%b",%b' % (text[: array.end()], _MARK.encode(), text[start:]))
+        document = orjson.loads(b"".join([*pieces, text[copied:]]))
     except orjson.JSONDecodeError:
         return None
-    rest = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(rest, list) or rest[:1] != [_MARK]:  # the key stands elsewhere, or twice
-        return None
-    return document | {key: []}, _parts(text, cuts, rest[1:])
+    for holder in holders(document):
+        found = holder.get(key)
+        if isinstance(found, list) and found and isinstance(found[0], str) and found[0] in arrays:
+            holder[key] = Parts(text, arrays.pop(found[0]), found[1:])
+    return None if arrays else document  # one left: the key stands elsewhere, or twice
 
 
-def _parts(text: bytes, cuts: list[tuple[int, int]], rest: list[Any]) -> Iterator[list[Any]]:
-    """The rows of each part, the last ones being `rest`.
-
-    Raises orjson.JSONDecodeError where a cut was not between two rows: the part then lacks a quote or a bracket.
-    """
-    for start, end in cuts:
-        yield orjson.loads(b"[%b]" % text[start:end])
-    yield rest
+def _cuts(text: bytes, start: int) -> tuple[list[tuple[int, int]], int]:
+    """Where the parts of the array whose elements begin at `start` begin and end, and where the rest of it begins."""
+    rows = text[start : start + 1] in (b"[", b"{")
+    between = _BETWEEN_ROWS if rows else _BETWEEN_SCALARS
+    end = len(text) if rows else text.find(b"]", start)
+    cuts = []
+    while end - start > PART_BYTES and (cut := between.search(text, start + PART_BYTES, end)):
+        cuts.append((start, cut.start()))
+        start = cut.end()
+    return cuts, start

@@ -23,7 +23,7 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
-from service.codecs.parts import PART_BYTES, ROWS_AT_ONCE, by_rows, in_parts
+from service.codecs.parts import ROWS_AT_ONCE, by_rows, in_parts
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
@@ -31,7 +31,6 @@ OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
 _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
-_LARGE_BYTES = 2 * PART_BYTES
 _REMEMBERED_NUMBERS = 100
 _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
@@ -68,7 +67,7 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    parted = _read_in_parts(body, features, most_rows=limits.rows) if len(body) > _LARGE_BYTES else None
+    parted = _read_in_parts(body, features, most_rows=limits.rows)
     request = _document(body, features) if parted is None else parted.request
     if rewrite is not None and isinstance(request, dict):
         request = rewrite(request)
@@ -255,20 +254,19 @@ class _Parted:
 
 
 def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> _Parted | None:
-    """A large request; None where it is to be read whole: it has another form, or is no JSON, whose errors the whole tells."""
-    found = in_parts(body, "instances")
-    if found is None:
+    """A large request; None where it is to be read whole: it is small, of another form, or no JSON, which the whole tells."""
+    request = in_parts(body, "instances", lambda document: [document] if isinstance(document, dict) else [])
+    if request is None:
         return None
-    request, parts = found
     count, read = 0, []
     try:
-        for instances in by_rows(chain.from_iterable(parts)):
-            count += len(instances)
+        for rows in by_rows(chain.from_iterable(request["instances"])):
+            count += len(rows)
             if count <= most_rows:
-                read.append(read_instances(instances, features))
+                read.append(read_instances(rows, features))
     except orjson.JSONDecodeError:
         return None
-    return _Parted(request, count, joined(read, features))
+    return _Parted(request | {"instances": []}, count, joined(read, features))
 
 
 def _document(body: bytes, features: Features) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codecs.features import PLAIN_NUMBERS, json_type, nearest, numbers
+from service.codecs.parts import Parts
 from service.errors import InvalidRequestError
 
 Values = NDArray[np.float64]
@@ -45,9 +46,9 @@ class Tensor:
 
 
 def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
-    """The tensors of a request by name. `raw`: the bytes behind the JSON, tensor after tensor.
+    """The tensors of a request by name. `raw`: the bytes behind the JSON, tensor after tensor. Data may be `Parts`.
 
-    Raises InvalidRequestError with a sentence that names the tensor.
+    Raises InvalidRequestError with a sentence that names the tensor; what its `Parts` raise.
     """
     if not isinstance(inputs, list) or not inputs:
         found = "is empty" if inputs == [] else "is missing" if inputs is None else f"is {json_type(inputs)}"
@@ -68,8 +69,7 @@ def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
         size = _binary_size(given, what)
         values: Values | list[str | None]
         if size is None:
-            data = _flat(given.get("data"), shape, what)
-            values = _texts(data, what) if datatype == TEXT else _numbers(data, datatype, what)
+            values = _values(given.get("data"), datatype, shape, what)
         else:
             if start + size > len(raw):
                 raise InvalidRequestError(f"{what} announces {size} bytes, but only {len(raw) - start} are left of the body")
@@ -152,6 +152,21 @@ def _binary_size(given: Mapping[str, Any], what: str) -> int | None:
     if "data" in given:
         raise InvalidRequestError(f"{what} has both 'data' and 'binary_data_size'; give one of them")
     return size
+
+
+def _values(data: object, datatype: str, shape: tuple[int, ...], what: str) -> Values | list[str | None]:
+    if not isinstance(data, Parts):
+        flat = _flat(data, shape, what)
+        return _texts(flat, what) if datatype == TEXT else _numbers(flat, datatype, what)
+    pieces: list[Any] = []
+    nested = set()
+    for part in data:
+        nested.add(type(part[0]) is list)
+        pieces.append(_values(part, datatype, (len(part), *(shape[1:] if True in nested else ())), what))
+    count = sum(map(len, pieces))
+    if len(nested) > 1 or count != math.prod(shape):
+        raise InvalidRequestError(f"the data of {what} has {count} values, not nested as its shape {_shown(shape)}")
+    return list(chain.from_iterable(pieces)) if datatype == TEXT else np.concatenate(pieces)
 
 
 def _flat(data: object, shape: tuple[int, ...], what: str) -> list[Any]:

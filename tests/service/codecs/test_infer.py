@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import orjson
@@ -6,10 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.codecs import infer, parts
 from service.codecs.features import features_of
 from service.codecs.infer import OUTPUTS, InferRequest, answer, check_finite, read_infer
 from service.codecs.rows import Limits
-from service.errors import InvalidRequestError, TooLargeError
+from service.errors import InvalidRequestError, ServiceError, TooLargeError
 from service.inference.predictions import Question
 from tests.model_files import MIXED, NUMERIC
 
@@ -219,6 +222,19 @@ def test_an_answer_as_json():
     }
 
 
+def test_many_numbers_are_written_as_few_are():
+    mean = np.random.default_rng(0).normal(size=(25_001, 1)).astype(np.float32)
+    written = orjson.loads(answer(made(outputs=("mean",)), {"mean": mean}, name="m", version="3").body)
+    assert written["outputs"] == [
+        {
+            "name": "mean",
+            "datatype": "FP32",
+            "shape": [25_001, 1],
+            "data": orjson.loads(orjson.dumps(mean.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)),
+        }
+    ]
+
+
 def test_an_answer_with_raw_bytes():
     written = answer(made(binary=frozenset(["lower"])), ARRAYS, name="m", version="3")
     mean, lower = orjson.loads(written.body[: written.json_bytes])["outputs"]
@@ -282,8 +298,6 @@ def test_no_request_whatever_is_a_bug(request_, raw, json_bytes):
     try:
         text = orjson.dumps(request_)
     except TypeError:  # an integer beyond 64 bits
-        import json
-
         text = json.dumps(request_).encode()
     for features in (NUMERIC_FEATURES, MIXED_FEATURES):
         for body, length in ((text, None), (text + raw, len(text)), (text + raw, json_bytes), (raw, json_bytes)):
@@ -292,3 +306,66 @@ def test_no_request_whatever_is_a_bug(request_, raw, json_bytes):
             except (InvalidRequestError, TooLargeError):
                 continue
             assert not np.isinf(question.x).any()
+
+
+def outcome(body, features, json_bytes=None):
+    """The request as it was understood, or the answer that refuses it."""
+    try:
+        request = asdict(read(body, features, json_bytes=json_bytes))
+    except ServiceError as error:
+        return error.body()
+    return request | {"question": request["question"] | {"x": request["question"]["x"].tolist()}}
+
+
+def cells(datatype):
+    kinds = {
+        "BYTES": st.sampled_from(["red", "a,b", '"],["', "2021-01-01"]),
+        "BOOL": st.booleans(),
+        "INT8": st.integers(-1, 130),
+    }
+    return st.none() | kinds.get(datatype, st.floats(-9, 9)) | st.just(1)
+
+
+@st.composite
+def large_tensors(draw):
+    """Tensors of about as many values as their shapes say, flat or nested, one or several."""
+    rows, tensors = draw(st.integers(1, 12)), []
+    for name in draw(st.just(["x"]) | st.lists(st.sampled_from(["a", "b", "colour", "open", "when"]), min_size=1, unique=True)):
+        datatype = draw(st.sampled_from(["FP64", "FP32", "INT8", "BOOL", "BYTES"]))
+        shape = draw(st.sampled_from([[rows, 2]] if name == "x" else [[rows], [rows, 1]]))
+        nested = len(shape) > 1 and draw(st.booleans())
+        size = shape[-1] if nested else 1
+        data = draw(st.lists(cells(datatype), min_size=math.prod(shape), max_size=math.prod(shape)))
+        data = [data[start : start + size] for start in range(0, len(data), size)] if nested else data
+        if draw(st.integers(0, 3)) == 0:
+            data.insert(draw(st.integers(0, len(data))), draw(json_values))
+        tensors.append({"name": name, "shape": shape, "datatype": datatype, "data": data})
+    return tensors
+
+
+@given(large_tensors(), st.dictionaries(st.sampled_from(["data", "outputs", "id", "parameters"]), json_values), st.booleans())
+def test_a_large_request_is_read_as_a_small_one(inputs, more, spaced):
+    body = json.dumps({"inputs": inputs} | more, separators=(", ", ": ") if spaced else (",", ":")).encode()
+    for features in (NUMERIC_FEATURES, MIXED_FEATURES):
+        whole = outcome(body, features)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "PART_BYTES", 12)
+            assert repr(outcome(body, features)) == repr(whole)
+            assert repr(outcome(body, features, json_bytes=len(body))) == repr(whole)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [X | {"shape": [20_000, 2], "data": [0.123456789, None] * 20_000}],
+        [X | {"shape": [20_000, 2], "data": [[0.123456789, None]] * 20_000}],
+        [column("a", "FP64", *[0.123456789] * 20_000), column("b", "FP64", *[None] * 20_000)],
+    ],
+    ids=["flat", "nested", "by feature"],
+)
+def test_a_large_request_is_read_in_parts(inputs, monkeypatch):
+    monkeypatch.setattr(infer, "_read_whole", None)
+    features = features_of([NUMERIC[0], NUMERIC[1].model_copy(update={"missing": 1})])
+    request = read({"inputs": inputs, "id": "7"}, features, rows=20_000, answer_values=10**6)
+    np.testing.assert_equal(request.question.x, [[0.123456789, math.nan]] * 20_000)
+    assert request.id == "7"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.codecs import parts
-from service.codecs.parts import in_parts
+from service.codecs.parts import Parts, in_parts
 
 texts = st.text(alphabet='"}],[{ \\a') | st.sampled_from(["instances", "},{", '"},{"', "],["])
 values = st.recursive(
@@ -15,6 +15,9 @@ values = st.recursive(
     max_leaves=8,
 )
 rows = st.lists(st.dictionaries(texts, values, max_size=3) | st.lists(values, max_size=3), min_size=1, max_size=12)
+scalars = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+arrays = rows | st.lists(scalars, min_size=1, max_size=30) | st.lists(values, min_size=1, max_size=12)
+others = st.dictionaries(texts.filter(lambda key: key != "instances"), values, max_size=3)
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +28,22 @@ def short_parts(monkeypatch):
 def read(text):
     """The document in parts put together; None where it is to be read whole."""
     try:
-        found = in_parts(text, "instances")
-        if found is None:
+        document = in_parts(text, "instances", lambda document: [document] if isinstance(document, dict) else [])
+        if document is None:
             return None
-        document, pieces = found
-        assert document["instances"] == []
-        return document | {"instances": [row for piece in pieces for row in piece]}
+        assert isinstance(document["instances"], Parts)
+        return document | {"instances": [row for part in document["instances"] for row in part]}
     except orjson.JSONDecodeError:
         return None
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n ", " : ")])
 @pytest.mark.parametrize(
-    "given_rows", [[{"a": k, "b": [1.5, None]} for k in range(1000)], [[k, None, 1e9] for k in range(1000)]]
+    "array",
+    [[{"a": k, "b": [1.5, None]} for k in range(1000)], [[k, None, 1e9] for k in range(1000)], [0.123456789, None, True] * 500],
 )
-def test_rows_are_read_part_by_part(given_rows, separators, monkeypatch):
-    document = {"seed": 7, "instances": given_rows, "coverage": [0.5, 0.9]}
+def test_an_array_is_read_part_by_part(array, separators, monkeypatch):
+    document = {"seed": 7, "instances": array, "coverage": [0.5, 0.9]}
     read_bytes = []
 
     def loads(text):
@@ -53,16 +56,16 @@ def test_rows_are_read_part_by_part(given_rows, separators, monkeypatch):
     assert max(read_bytes) < 300
 
 
-@given(rows, st.dictionaries(texts.filter(lambda key: key != "instances"), values, max_size=3), st.booleans(), st.booleans())
-def test_what_is_read_in_parts_is_what_is_there(given_rows, others, first, spaced):
-    document = {"instances": given_rows} | others if first else others | {"instances": given_rows}
+@given(arrays, others, st.booleans(), st.booleans())
+def test_what_is_read_in_parts_is_what_is_there(array, others, first, spaced):
+    document = {"instances": array} | others if first else others | {"instances": array}
     text = json.dumps(document, separators=(", ", ": ") if spaced else (",", ":"), ensure_ascii=False).encode()
     assert read(text) in (None, document)
 
 
-@given(rows, st.data())
-def test_a_byte_that_is_wrong_is_seen(given_rows, data):
-    text = bytearray(json.dumps({"instances": given_rows, "seed": 7}, ensure_ascii=False).encode())
+@given(arrays, st.data())
+def test_a_byte_that_is_wrong_is_seen(array, data):
+    text = bytearray(json.dumps({"instances": array, "seed": 7}, ensure_ascii=False).encode())
     place = data.draw(st.integers(0, len(text) - 1))
     text[place : place + data.draw(st.integers(0, 1))] = data.draw(
         st.sampled_from([b"\x0b", b"\x0c", b'"', b",", b"[", b"]", b"}", b"\xff"])
@@ -78,7 +81,11 @@ def test_a_byte_that_is_wrong_is_seen(given_rows, data):
         b"",
         b"[]",
         b'{"instances": []}',
-        b'{"instances": [1, 2, 3]}',
+        b'{"instances": [1, 2, 3], "more": [1, 2, 3, 4, 5, 6, 7, 8, 9]}',
+        b'{"instances": [                         , 1, 2, 3, 4, 5, 6, 7]}',
+        b'{"instances": [1, 2, 3, 4, 5, 6, 7,                         ]}',
+        b'{"instances": [1, 2, 3, 4, 5, 6, 7,, 8, 9, 10, 11, 12, 13, 14]}',
+        b'{"instances": [1, 2, 3, 4, 5, 6, [7, 8, 9, 10, 11, 12, 13, 14]]',
         b'{"inputs": [[1], [2]]}',
         b'[{"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]}]',
         b'{"more": {"instances": [[1], [2], [3], [4], [5], [6], [7], [8]]}}',

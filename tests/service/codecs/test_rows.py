@@ -182,7 +182,6 @@ def test_a_large_request_is_read_as_a_small_one(instances, options):
     for features in (NUMERIC_FEATURES, MIXED_FEATURES):
         whole = read_or_refused(body, features)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows, "_LARGE_BYTES", 0)
             patch.setattr(parts, "PART_BYTES", 30)
             parted = read_or_refused(body, features)
         if isinstance(whole, ServiceError):
@@ -205,7 +204,6 @@ def test_a_large_request_is_read_in_parts(monkeypatch):
 
 
 def test_too_many_rows_of_a_large_request_are_counted(monkeypatch):
-    monkeypatch.setattr(rows, "_LARGE_BYTES", 0)
     monkeypatch.setattr(parts, "PART_BYTES", 30)
     with pytest.raises(TooLargeError, match="the request has 1000 rows; at most 100 are allowed"):
         read({"instances": [[1, 2]] * 1000})
