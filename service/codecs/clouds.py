@@ -1,10 +1,13 @@
 """The JSON forms in which cloud containers and MLflow's clients send rows, as a V1 request."""
 
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from service.codecs.features import json_type
 from service.errors import InvalidRequestError
 
+KEYS_OF_ROWS = ("instances", "dataframe_records", "inputs", "data")
 _FORMS = ("instances", "dataframe_split", "dataframe_records", "inputs")
 
 
@@ -13,7 +16,7 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
 
     Rows come as `instances` (V1, Vertex AI), `dataframe_split` {columns, data}, `dataframe_records` [{column: value}], or
     `inputs`, rows or an object of columns (MLflow). Raises InvalidRequestError where none or several are there, or one has a
-    wrong form.
+    wrong form. An iterator over parts of the rows stays one.
     """
     given = [form for form in _FORMS if form in request]
     if len(given) != 1:
@@ -32,18 +35,27 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
     return rest | (options or {}) | {"instances": rows}
 
 
-def _split(frame: Any) -> list[Any]:
+def holders_of_rows(document: Any) -> list[Any]:
+    """Where KEYS_OF_ROWS may stand."""
+    return [document, document.get("dataframe_split")] if isinstance(document, dict) else []
+
+
+def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:
     columns, data = (frame.get("columns"), frame.get("data")) if isinstance(frame, dict) else (None, None)
-    if not isinstance(data, list) or not (columns is None or isinstance(columns, list)):
+    if not isinstance(data, list | Iterator) or not (columns is None or isinstance(columns, list)):
         raise InvalidRequestError("'dataframe_split' is not an object of columns and data; give {columns: [], data: [[]]}")
     if columns is None:
         return data
-    for number, row in enumerate(data):
-        if not isinstance(row, list) or len(row) != len(columns):
-            found = f"has {len(row)} values" if isinstance(row, list) else f"is {json_type(row)}"
-            raise InvalidRequestError(f"row {number} of 'dataframe_split' {found}; there are {len(columns)} columns")
-    names = [_name(column) for column in columns]
-    return [dict(zip(names, row, strict=True)) for row in data]
+    names, numbers = [_name(column) for column in columns], count()
+
+    def named(rows: list[Any]) -> list[dict[str, Any]]:
+        for row, number in zip(rows, numbers, strict=False):
+            if not isinstance(row, list) or len(row) != len(names):
+                found = f"has {len(row)} values" if isinstance(row, list) else f"is {json_type(row)}"
+                raise InvalidRequestError(f"row {number} of 'dataframe_split' {found}; there are {len(names)} columns")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    return named(data) if isinstance(data, list) else map(named, data)
 
 
 def _by_column(columns: dict[str, Any]) -> list[dict[str, Any]]:

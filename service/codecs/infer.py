@@ -212,7 +212,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
 
 def _read_in_parts(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """A large request and its tensors; None where it is to be read whole: it is small, of another form, or wrong somewhere."""
-    request = in_parts(text, "data", _holders_of_data)
+    request = in_parts(text, ["data"], _inputs)
     if request is None:
         return None
     try:
@@ -221,9 +221,9 @@ def _read_in_parts(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[s
         return None
 
 
-def _holders_of_data(document: Any) -> list[dict[str, Any]]:
+def _inputs(document: Any) -> list[Any]:
     inputs = document.get("inputs") if isinstance(document, dict) else None
-    return [given for given in inputs if isinstance(given, dict)] if isinstance(inputs, list) else []
+    return inputs if isinstance(inputs, list) else []
 
 
 def _read_whole(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,7 +6,7 @@ Between parts they get their turn, and only one part at a time stands in memory 
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1000
 Row = TypeVar("Row")
 _MARK = secrets.token_hex()  # a text that no client knows
 _SPACE = rb"[ \t\n\r]*"  # JSON's own: between elements nothing else is left out
-_BEGIN = rb'"%b"' + _SPACE + b":" + _SPACE + rb"\[" + _SPACE
+_BEGIN = rb'"(?:%b)"' + _SPACE + b":" + _SPACE + rb"\[" + _SPACE
 _BETWEEN_ROWS = re.compile(rb"(?<=[\]}])" + _SPACE + b"," + _SPACE + rb"(?=[\[{])")
 _BETWEEN_SCALARS = re.compile(b",")
 
@@ -31,36 +31,16 @@ def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(islice(waiting, ROWS_AT_ONCE)), [])
 
 
-class Parts:
-    """A long JSON array: iterating gives its elements in lists, each read when it is asked for.
+def in_parts(text: bytes, keys: Sequence[str], holders: Callable[[Any], Sequence[Any]]) -> Any:
+    """A JSON document with an iterator over its parts in the place of each long array that stands under one of the keys.
 
-    That raises orjson.JSONDecodeError where a cut was not between two elements: a part lacks a quote or a bracket, or is empty.
-    """
-
-    def __init__(self, text: bytes, cuts: list[tuple[int, int]], rest: list[Any]):
-        """cuts: begin and end of each part in the text; rest: the elements behind them."""
-        self._text = text
-        self._cuts = cuts
-        self._rest = rest
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for start, end in self._cuts:
-            part = orjson.loads(b"[%b]" % self._text[start:end])
-            if not part:
-                raise orjson.JSONDecodeError("nothing between two commas", "", start)
-            yield part
-        yield self._rest
-
-
-def in_parts(text: bytes, key: str, holders: Callable[[Any], list[dict[str, Any]]]) -> Any:
-    """A JSON document with `Parts` in the place of each long array that stands under `key` in one of `holders(document)`.
-
-    None where the text is short or to be read whole: it has no such array, has one in another place, or is no JSON. That
-    `Parts` raise does not prove the latter: a text within an element may look like a place between two.
+    holders(document): where these keys may stand. None where the text is short or to be read whole: it has no such array, has one
+    in another place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array is
+    no JSON, or a text within it looks like a place between two elements.
     """
     if len(text) <= 2 * PART_BYTES:
         return None
-    begin = re.compile(_BEGIN % re.escape(key.encode()))
+    begin = re.compile(_BEGIN % "|".join(map(re.escape, keys)).encode())
     pieces: list[bytes] = []
     arrays: dict[str, list[tuple[int, int]]] = {}
     copied = start = 0
@@ -78,10 +58,24 @@ def in_parts(text: bytes, key: str, holders: Callable[[Any], list[dict[str, Any]
     except orjson.JSONDecodeError:
         return None
     for holder in holders(document):
-        found = holder.get(key)
-        if isinstance(found, list) and found and isinstance(found[0], str) and found[0] in arrays:
-            holder[key] = Parts(text, arrays.pop(found[0]), found[1:])
-    return None if arrays else document  # one left: the key stands elsewhere, or twice
+        for key in keys if isinstance(holder, dict) else ():
+            found = holder.get(key)
+            if isinstance(found, list) and found and isinstance(found[0], str) and found[0] in arrays:
+                holder[key] = _parts(text, arrays.pop(found[0]), found[1:])
+    return None if arrays else document  # one is left where its key stands elsewhere, or twice
+
+
+def _parts(text: bytes, cuts: list[tuple[int, int]], rest: list[Any]) -> Iterator[list[Any]]:
+    """The elements of each part, the last ones being `rest`.
+
+    Raises orjson.JSONDecodeError where a cut was not between two elements: a part lacks a quote or a bracket, or is empty.
+    """
+    for start, end in cuts:
+        part = orjson.loads(b"[%b]" % text[start:end])
+        if not part:
+            raise orjson.JSONDecodeError("nothing between two commas", "", start)
+        yield part
+    yield rest
 
 
 def _cuts(text: bytes, start: int) -> tuple[list[tuple[int, int]], int]:

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.codecs.clouds import KEYS_OF_ROWS, holders_of_rows
 from service.codecs.features import (
     Features,
     Rows,
@@ -67,30 +69,12 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    parted = _read_in_parts(body, features, most_rows=limits.rows)
-    request = _document(body, features) if parted is None else parted.request
-    if rewrite is not None and isinstance(request, dict):
-        request = rewrite(request)
-    if not isinstance(request, dict):
-        raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
-    problems = [
-        Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
-        for key in [key for key in request if key not in _KEYS][:ENOUGH_PROBLEMS]
-    ]
-    instances = request.get("instances")
-    if not isinstance(instances, list):
-        what = f"is {json_type(instances)}" if "instances" in request else "is missing"
-        raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
-    return understood(
-        request,
-        lambda: read_instances(instances, features) if parted is None else parted.rows,
-        problems,
-        rows=len(instances) if parted is None else parted.count,
-        features=features,
-        targets=targets,
-        default_coverage=default_coverage,
-        limits=limits,
-    )
+    options: dict[str, Any] = {"targets": targets, "default_coverage": default_coverage, "limits": limits, "rewrite": rewrite}
+    request = in_parts(body, KEYS_OF_ROWS, holders_of_rows)
+    if request is not None:
+        with suppress(orjson.JSONDecodeError):  # the whole tells what is wrong, if anything is
+            return _read(request, features, **options)
+    return _read(_document(body, features), features, **options)
 
 
 def understood(
@@ -244,29 +228,53 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Parted:
-    """A request whose rows were read in parts: what stands beside them, how many there are, and those up to the limit."""
+def _read(
+    request: Any,
+    features: Features,
+    *,
+    targets: int,
+    default_coverage: float,
+    limits: Limits,
+    rewrite: Callable[[dict[str, Any]], dict[str, Any]] | None,
+) -> RowsRequest:
+    """The request of a document, in which an iterator over their parts may stand for the rows; raises what that raises, too."""
+    if rewrite is not None and isinstance(request, dict):
+        request = rewrite(request)
+    if not isinstance(request, dict):
+        raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
+    problems = [
+        Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
+        for key in [key for key in request if key not in _KEYS][:ENOUGH_PROBLEMS]
+    ]
+    instances = request.get("instances")
+    if isinstance(instances, list):
+        count, read = len(instances), partial(read_instances, instances, features)
+    elif isinstance(instances, Iterator):
+        count, parts = _read_parts(instances, features, most_rows=limits.rows)
+        read = partial(joined, parts, features)
+    else:
+        what = f"is {json_type(instances)}" if "instances" in request else "is missing"
+        raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
+    return understood(
+        request,
+        read,
+        problems,
+        rows=count,
+        features=features,
+        targets=targets,
+        default_coverage=default_coverage,
+        limits=limits,
+    )
 
-    request: dict[str, Any]
-    count: int
-    rows: Rows
 
-
-def _read_in_parts(body: bytes, features: Features, *, most_rows: int) -> _Parted | None:
-    """A large request; None where it is to be read whole: it is small, of another form, or no JSON, which the whole tells."""
-    request = in_parts(body, "instances", lambda document: [document] if isinstance(document, dict) else [])
-    if request is None:
-        return None
+def _read_parts(parts: Iterator[list[Any]], features: Features, *, most_rows: int) -> tuple[int, list[Rows]]:
+    """How many rows there are, and those up to the limit."""
     count, read = 0, []
-    try:
-        for rows in by_rows(chain.from_iterable(request["instances"])):
-            count += len(rows)
-            if count <= most_rows:
-                read.append(read_instances(rows, features))
-    except orjson.JSONDecodeError:
-        return None
-    return _Parted(request | {"instances": []}, count, joined(read, features))
+    for rows in by_rows(chain.from_iterable(parts)):
+        count += len(rows)
+        if count <= most_rows:
+            read.append(read_instances(rows, features))
+    return count, read
 
 
 def _document(body: bytes, features: Features) -> Any:

@@ -4,7 +4,7 @@ Numbers of every datatype become float64, which is what a model reads; BYTES bec
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import NoneType
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codecs.features import PLAIN_NUMBERS, json_type, nearest, numbers
-from service.codecs.parts import Parts
 from service.errors import InvalidRequestError
 
 Values = NDArray[np.float64]
@@ -46,9 +45,9 @@ class Tensor:
 
 
 def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
-    """The tensors of a request by name. `raw`: the bytes behind the JSON, tensor after tensor. Data may be `Parts`.
+    """The tensors of a request by name; their data may be iterators over its parts. `raw`: the bytes behind the JSON.
 
-    Raises InvalidRequestError with a sentence that names the tensor; what its `Parts` raise.
+    Raises InvalidRequestError with a sentence that names the tensor, and what the iterators raise.
     """
     if not isinstance(inputs, list) or not inputs:
         found = "is empty" if inputs == [] else "is missing" if inputs is None else f"is {json_type(inputs)}"
@@ -155,7 +154,7 @@ def _binary_size(given: Mapping[str, Any], what: str) -> int | None:
 
 
 def _values(data: object, datatype: str, shape: tuple[int, ...], what: str) -> Values | list[str | None]:
-    if not isinstance(data, Parts):
+    if not isinstance(data, Iterator):
         flat = _flat(data, shape, what)
         return _texts(flat, what) if datatype == TEXT else _numbers(flat, datatype, what)
     pieces: list[Any] = []

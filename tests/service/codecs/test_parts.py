@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import orjson
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.codecs import parts
-from service.codecs.parts import Parts, in_parts
+from service.codecs.parts import in_parts
 
 texts = st.text(alphabet='"}],[{ \\a') | st.sampled_from(["instances", "},{", '"},{"', "],["])
 values = st.recursive(
@@ -28,10 +29,10 @@ def short_parts(monkeypatch):
 def read(text):
     """The document in parts put together; None where it is to be read whole."""
     try:
-        document = in_parts(text, "instances", lambda document: [document] if isinstance(document, dict) else [])
+        document = in_parts(text, ["rows", "instances"], lambda document: [document])
         if document is None:
             return None
-        assert isinstance(document["instances"], Parts)
+        assert isinstance(document["instances"], Iterator)
         return document | {"instances": [row for part in document["instances"] for row in part]}
     except orjson.JSONDecodeError:
         return None

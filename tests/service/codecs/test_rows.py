@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.codecs import parts, rows
+from service.codecs.clouds import as_v1
 from service.codecs.features import features_of
 from service.codecs.rows import Limits, read_request, row_numbers
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
@@ -149,9 +150,9 @@ def test_no_more_problems_are_looked_for_than_are_told(request_):
     assert error.sentence.startswith("the request has more than 20 problems; the first: ")
 
 
-def read_or_refused(body, features):
+def read_or_refused(body, features, **form):
     try:
-        return read_request(body, features, targets=2, default_coverage=0.9, limits=LIMITS)
+        return read_request(body, features, targets=2, default_coverage=0.9, limits=LIMITS, **form)
     except (InvalidRequestError, TooLargeError) as error:
         return error
 
@@ -176,14 +177,20 @@ def test_whatever_json_comes_is_read_or_refused(request):
         )
     ),
     st.dictionaries(keys.filter(lambda key: key != "instances"), st.sampled_from([0.5, [0.5, 0.9], 7, True]) | json_values),
+    st.sampled_from(["V1", "instances", "dataframe_records", "inputs", "dataframe_split", "dataframe_split without columns"]),
 )
-def test_a_large_request_is_read_as_a_small_one(instances, options):
-    body = json.dumps({"instances": instances} | options).encode()
+def test_a_large_request_is_read_as_a_small_one(instances, options, form):
+    rewrite = {} if form == "V1" else {"rewrite": as_v1}
+    said = {"instances" if form == "V1" else form: instances}
+    if form.startswith("dataframe_split"):
+        columns = {} if form.endswith("columns") else {"columns": ["a", "b"]}
+        said = {"dataframe_split": columns | {"data": [list(instance.values()) for instance in instances]}}
+    body = json.dumps(said | options).encode()
     for features in (NUMERIC_FEATURES, MIXED_FEATURES):
-        whole = read_or_refused(body, features)
+        whole = read_or_refused(body, features, **rewrite)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parts, "PART_BYTES", 30)
-            parted = read_or_refused(body, features)
+            parted = read_or_refused(body, features, **rewrite)
         if isinstance(whole, ServiceError):
             assert isinstance(parted, ServiceError)
             assert parted.body() == whole.body()
@@ -193,13 +200,27 @@ def test_a_large_request_is_read_as_a_small_one(instances, options):
             assert parted.warnings == whole.warnings
 
 
-def test_a_large_request_is_read_in_parts(monkeypatch):
+OBJECTS, ARRAYS = [{"a": row, "b": 0.123456789} for row in range(20_000)], [[row, 0.123456789] for row in range(20_000)]
+
+
+@pytest.mark.parametrize(
+    ("said", "rewrite"),
+    [
+        ({"instances": OBJECTS}, None),
+        ({"instances": ARRAYS}, None),
+        ({"instances": OBJECTS}, as_v1),
+        ({"dataframe_records": OBJECTS}, as_v1),
+        ({"inputs": ARRAYS}, as_v1),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": ARRAYS}}, as_v1),
+    ],
+    ids=["V1 objects", "V1 arrays", "instances", "dataframe_records", "inputs", "dataframe_split"],
+)
+def test_a_large_request_is_read_in_parts(said, rewrite, monkeypatch):
     monkeypatch.setattr(rows, "_document", None)  # what reads a body whole
-    instances = [{"a": row, "b": 0.123456789} for row in range(20_000)]
-    question = read(
-        {"coverage": [0.5], "instances": instances, "seed": 7, "samples": 1}, rows=20_000, answer_values=10**6
-    ).question
-    assert question.x.tolist() == [[row, 0.123456789] for row in range(20_000)]
+    body = orjson.dumps({"coverage": [0.5]} | said | {"seed": 7, "samples": 1})
+    limits = Limits(rows=20_000, answer_values=10**6)
+    question = read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=limits, rewrite=rewrite).question
+    assert question.x.tolist() == ARRAYS
     assert (question.coverage, question.seed, question.samples) == ((0.5,), 7, 1)
 
 
