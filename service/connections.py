@@ -92,6 +92,7 @@ class Connection(HttpToolsProtocol):
         self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
         self._idle_since: float | None = None
+        self._again = b""  # the head of a request that offers another protocol, without the offer
 
     def connection_made(self, transport: Any) -> None:
         """Called by the event loop."""
@@ -120,7 +121,7 @@ class Connection(HttpToolsProtocol):
         if between_requests and self._begin_known(data):
             return
         headers_before = self._headers
-        super().data_received(data)
+        self._feed(data)
         if between_requests and self._headers == headers_before + 1:
             self._remember(data)
         if self._leftover_bytes is not None:
@@ -140,8 +141,13 @@ class Connection(HttpToolsProtocol):
         self._arriving_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        """Called by the parser. Raises HttpParserError for an address that is none, which the parser lets pass."""
+        """Called by the parser. Raises HttpParserError for CONNECT, and for an address that is none, which it lets pass."""
         self._header_bytes = None
+        if self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        if self.parser.should_upgrade():
+            self._again = self._head_without_upgrade()
+            return
         exchange = self._exchange()
         if exchange is not None:
             self.cycle = exchange
@@ -162,6 +168,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._again:
+            return
         self._arriving_since = self._leftover_bytes = None
         exchange = self.cycle
         if self._direct is None or not isinstance(exchange, _Exchange):
@@ -174,7 +182,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
-        if self._arriving_since is not None:  # before its request was in: it was refused, and the rest is of no use
+        next_arrives = self._header_bytes is not None or self.pipeline
+        if self._arriving_since is not None and not next_arrives:  # it was refused early, and the rest of it is of no use
             self._leftover_bytes = 0
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -221,6 +230,31 @@ class Connection(HttpToolsProtocol):
         elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
             self.transport.close()
 
+    def _feed(self, data: bytes) -> None:
+        """Let the parser have what came.
+
+        What follows an offer to speak another protocol it takes for that protocol. Here no other is spoken: a request with such
+        an offer, which Java's HttpClient makes by default, is read again without it.
+        """
+        rest = memoryview(data)
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    head, self._again = self._again, b""
+                    self.parser.feed_data(head)
+                else:
+                    return
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
     def _exchange(self) -> _Exchange | None:
         """What begins where a request is a plain one for a prediction, and none is before it."""
         if self._direct is None or self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete):
@@ -228,7 +262,7 @@ class Connection(HttpToolsProtocol):
         path, _, query = self.url.partition(b"?")
         route = self._direct.route(path)
         parser = self.parser
-        if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or parser.should_upgrade():
+        if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return None
         if not self._direct.takes(self.headers):
             return None

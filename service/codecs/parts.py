@@ -34,9 +34,9 @@ def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def in_parts(text: bytes, keys: Sequence[str], holders: Callable[[Any], Sequence[Any]]) -> Any:
     """A JSON document with an iterator over its parts in the place of each long array that stands under one of the keys.
 
-    holders(document): where these keys may stand. None where the text is short or to be read whole: it has no such array, has one
-    in another place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array is
-    no JSON, or a text within it looks like a place between two elements.
+    holders(document): where these keys may stand. None where the text is short or to be read whole: it has no such array, has
+    one in another place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array
+    is no JSON, or a text within it looks like a place between two elements.
     """
     if len(text) <= 2 * PART_BYTES:
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 import time
 
 import httpx
@@ -172,6 +173,54 @@ def test_requests_that_come_together_are_answered_in_their_order(service):
             assert means == sorted(means)
             assert len(set(means)) == 4
             assert [orjson.loads(found[place][2])["name"] for place in (2, 4)] == ["errorbar"] * 2
+
+
+OFFERS = [
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA",
+    b"Connection: upgrade\r\nUpgrade: websocket",
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("piece", [1, 150, 10_000])
+def test_an_offer_to_speak_another_protocol_is_passed_over(service, offer, piece):
+    hidden = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    text = post(ROW, offer) + post(hidden, offer) + post(ROW) + post(ROW, offer)
+    with connected(service) as client:
+        for start in range(0, len(text), piece):
+            client.sendall(text[start : start + piece])
+        assert [status for status, _, _ in answers(client, 4)] == [200, 400, 200, 200]
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+
+
+def test_offers_in_great_number_are_passed_over(service):
+    get = b"GET /v2 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connected(service) as client:
+        client.sendall(get * 1500)
+        assert {status for status, _, _ in answers(client, 1500)} == {200}
+
+
+@pytest.mark.parametrize("target", [b"x:80", b"http://x/v2"])
+def test_no_tunnel_is_made(service, target):
+    with connected(service) as client:
+        client.sendall(b"CONNECT %b HTTP/1.1\r\nHost: x:80\r\nContent-Length: 4\r\n\r\nGET " % target)
+        assert refusal(all_of(client)) == (400, "Invalid HTTP request received.")
+
+
+def test_a_large_body_behind_another_request_arrives(tmp_path):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    service = Process(tmp_path)
+    rows = b'{"instances": [%b]}' % b",".join([b"[1, 2]"] * 50_000)
+    with connected(service) as client:
+        sender = threading.Thread(target=client.sendall, args=(post(rows) + post(ROW + b" " * 3_000_000),))
+        sender.start()
+        assert [status for status, _, _ in answers(client, 2)] == [200, 200]
+        sender.join()
+    assert service.stop() == 0
 
 
 def test_a_request_in_pieces_is_one(service):
