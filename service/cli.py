@@ -14,7 +14,7 @@ from service.settings import ENVIRONMENT_PREFIX, Settings, unknown_variables
 
 _PROGRAM = "python -m service"
 _SAGEMAKER_MODELS = Path("/opt/ml/model")
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - these are looked up, not listened on
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - these are looked up, not listened on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,10 +91,11 @@ def _health(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     url = options.url
     if url is None:
-        settings = _settings([])
+        settings = _settings(with_cloud_defaults([]))
         if settings is None:
             return 2
-        url = f"http://{_ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}"
+        host = _ANY_ADDRESS.get(settings.host, settings.host)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     try:
         response = httpx.get(f"{url.rstrip('/')}/v2/health/ready", timeout=options.timeout)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

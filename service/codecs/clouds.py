@@ -32,6 +32,8 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
         rows = _split(rows)
     elif form == "inputs" and isinstance(rows, dict):
         rows = _by_column(rows)
+    elif not isinstance(rows, list | Iterator) and form != "instances":
+        raise InvalidRequestError(f"{form!r} is {json_type(rows)}; give an array of rows")
     return rest | (options or {}) | {"instances": rows}
 
 
@@ -47,6 +49,9 @@ def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:
     if columns is None:
         return data
     names, numbers = [_name(column) for column in columns], count()
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError(f"'dataframe_split' names the column {twice[:100]!r} twice")
 
     def named(rows: list[Any]) -> list[dict[str, Any]]:
         for row, number in zip(rows, numbers, strict=False):

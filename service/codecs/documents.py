@@ -10,7 +10,8 @@ import orjson
 
 from models.conformal import largest_coverage
 from models.manifest import Calibration, Column, Manifest
-from service.codecs.infer import DATATYPE_OF_RAW, INTERVALS, WHOLE
+from service.codecs.features import features_of, read_instances
+from service.codecs.infer import COVERAGE, DATATYPE_OF_RAW, INTERVALS, WHOLE
 from service.codecs.infer import OUTPUTS as TENSOR_OUTPUTS
 from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
 from service.codecs.tensors import TEXT
@@ -145,10 +146,13 @@ def answer_schema(targets: Sequence[str] | None) -> dict[str, Any]:
 
 
 def example_infer_request(manifest: Manifest) -> dict[str, Any]:
-    """A V2 request that the model answers: the row of `example_request`, a tensor a feature."""
+    """A V2 request that the model answers: the row of `example_request`, a tensor a feature where their names allow it."""
     example = example_request(manifest)
     (row,) = example["instances"]
     coverage = {"parameters": {"coverage": example["coverage"][0]}} if example["coverage"] else {"outputs": [{"name": "mean"}]}
+    if {WHOLE, COVERAGE} & row.keys():
+        x, _, _ = read_instances([row], features_of(manifest.columns))
+        return coverage | {"inputs": [{"name": WHOLE, "shape": x.shape, "datatype": "FP64", "data": x.ravel().tolist()}]}
     return coverage | {
         "inputs": [
             {"name": name, "shape": [1], "datatype": _example_datatype(value), "data": [value]} for name, value in row.items()

@@ -165,6 +165,15 @@ def numbers(values: Sequence[Any]) -> Values | None:
     return None if flags_possible and bool in map(type, values) else packed
 
 
+def read_number(text: str) -> float | str:
+    """The number that a text is in a training table too; Python alone takes 1_000, nAn and the digits of other scripts."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return text if number != number or "_" in text or not text.isascii() else number
+
+
 def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
     """Unknown categories as problems, for requests that asked to be strict."""
     return [

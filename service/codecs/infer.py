@@ -21,6 +21,7 @@ from service.codecs.features import (
     json_type,
     nearest,
     read_column,
+    read_number,
     unknown_category_problems,
     warnings_about,
 )
@@ -81,6 +82,7 @@ def read_infer(
     request, tensors = _read_in_parts(text, raw) or _read_whole(text, raw)
     options = parameters(request, "the request")
     outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
+    _check_names(tensors, features)
     coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
     if not any(name in INTERVALS for name in outputs):
         coverage = ()  # it matters to nothing that is asked for, and must not keep requests from sharing a run
@@ -313,10 +315,10 @@ def _coverage(options: Mapping[str, Any], tensor: Tensor | None, *, default: flo
     elif given is None:
         return (default,)
     elif isinstance(given, str):
-        try:
-            values = tuple(float(part) for part in given.split(","))
-        except ValueError:
-            raise InvalidRequestError(f"parameter 'coverage' is {given[:100]!r}; give numbers with commas between") from None
+        found = [read_number(part.strip()) for part in given.split(",")]
+        values = tuple(number for number in found if isinstance(number, float))
+        if len(values) < len(found):
+            raise InvalidRequestError(f"parameter 'coverage' is {given[:100]!r}; give numbers with commas between")
     elif isinstance(given, int | float) and not isinstance(given, bool):
         values = (float(given),)
     else:
@@ -325,6 +327,16 @@ def _coverage(options: Mapping[str, Any], tensor: Tensor | None, *, default: flo
         if not 0 < value < 1:
             raise InvalidRequestError(f"coverage {value:g} is not between 0 and 1, both excluded")
     return values
+
+
+def _check_names(tensors: Mapping[str, Tensor], features: Features) -> None:
+    """Raise InvalidRequestError where a tensor for a feature would be taken for all of them, or for the coverage."""
+    reserved = [name for name in (WHOLE, COVERAGE) if name in features.positions]
+    if reserved and not tensors.keys() <= {WHOLE, COVERAGE}:
+        raise InvalidRequestError(
+            f"this model has a feature {reserved[0]!r}, and V2 a tensor of that name for something else; give all features in "
+            f"one tensor x [rows, {len(features.names)}]"
+        )
 
 
 def _rows(tensors: Mapping[str, Tensor], features: Features) -> int:

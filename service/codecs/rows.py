@@ -38,6 +38,9 @@ _LARGEST_SEED = 2**63 - 1
 _SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
 
+Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes a V1 request of an object in another form."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -63,7 +66,7 @@ def read_request(
     targets: int,
     default_coverage: float,
     limits: Limits,
-    rewrite: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    rewrite: Rewrite | None = None,
 ) -> RowsRequest:
     """The request that a V1 body holds; `rewrite` makes a V1 request of an object in another form.
 
@@ -74,7 +77,7 @@ def read_request(
     if request is not None:
         with suppress(orjson.JSONDecodeError):  # the whole tells what is wrong, if anything is
             return _read(request, features, **options)
-    return _read(_document(body, features), features, **options)
+    return _read(_document(body, features, rewrite), features, **options)
 
 
 def understood(
@@ -98,12 +101,12 @@ def understood(
     samples, seed, strict = 0, None, False
     if not request.keys() <= _ROWS_ALONE:
         options = _Options(request, problems)
-        coverage = options.probabilities("coverage") if "coverage" in request else coverage
+        coverage = options.probabilities("coverage") if request.get("coverage") is not None else coverage
         quantiles = options.probabilities("quantiles")
         thresholds = options.numbers("thresholds")
         samples = options.whole_number("samples", largest=limits.answer_values) or 0
         seed = options.whole_number("seed", largest=_LARGEST_SEED)
-        if seed is not None and not samples:
+        if seed is not None and request.get("samples") in (None, 0):
             problems.append(Problem("'seed' does nothing without 'samples'"))
         strict = options.flag("strict")
         check_levels(len(coverage) + len(quantiles), limits=limits)
@@ -235,7 +238,7 @@ def _read(
     targets: int,
     default_coverage: float,
     limits: Limits,
-    rewrite: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    rewrite: Rewrite | None,
 ) -> RowsRequest:
     """The request of a document, in which an iterator over their parts may stand for the rows; raises what that raises, too."""
     if rewrite is not None and isinstance(request, dict):
@@ -277,24 +280,26 @@ def _read_parts(parts: Iterator[list[Any]], features: Features, *, most_rows: in
     return count, read
 
 
-def _document(body: bytes, features: Features) -> Any:
+def _document(body: bytes, features: Features, rewrite: Rewrite | None) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        problems = _numbers_that_json_has_not(body, features) if len(body) <= _SEARCHED_BYTES else []
+        problems = numbers_that_json_has_not(body, features, rewrite)
         if problems:
             raise refuse(problems) from error
         raise InvalidRequestError(f"the body is not valid JSON: {error}" if body else "the body is empty; send JSON") from error
 
 
-def _numbers_that_json_has_not(body: bytes, features: Features) -> list[Problem]:
-    """NaN, Infinity and numbers beyond float64, where in the rows they stand; empty where the JSON is wrong otherwise."""
+def numbers_that_json_has_not(body: bytes, features: Features, rewrite: Rewrite | None = None) -> list[Problem]:
+    """NaN, Infinity and numbers beyond float64, where in the rows they stand; none where JSON is wrong otherwise, or long."""
+    if len(body) > _SEARCHED_BYTES:
+        return []
     try:
         # Python's reader takes them; a whole number as float, since int() of a long text takes quadratic time
         request = json.loads(body, parse_int=float)
-        instances = request["instances"]
+        instances = (rewrite(request) if rewrite is not None and isinstance(request, dict) else request)["instances"]
         rows = [(row, instance) for row, instance in enumerate(instances) if isinstance(instance, dict | list)]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError, InvalidRequestError):
         return []
     return [
         Problem(f"{value} is not a finite number; leave a missing value out or send null", row=row, feature=name)

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,10 +16,28 @@ import numpy as np
 import orjson
 
 from models.manifest import Column
-from service.codecs.features import Features, Rows, UnknownCategory, infinite, joined, nearest, read_column, read_instances
+from service.codecs.features import (
+    Features,
+    Rows,
+    UnknownCategory,
+    infinite,
+    joined,
+    nearest,
+    read_column,
+    read_instances,
+    read_number,
+)
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
-from service.codecs.rows import OPTIONS, Limits, RowsRequest, row_numbers, row_texts, understood
-from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem
+from service.codecs.rows import (
+    OPTIONS,
+    Limits,
+    RowsRequest,
+    numbers_that_json_has_not,
+    row_numbers,
+    row_texts,
+    understood,
+)
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
@@ -87,14 +105,14 @@ def _option(text: str) -> Any:
         return text == "true"
     if text.isdecimal() and text.isascii() and len(text) < 20:
         return int(text)
-    number = _number(text)
+    number = read_number(text)
     return number if isinstance(number, float) and math.isfinite(number) else text
 
 
 def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
     try:
         lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
-        header, rows = _header(filter(None, lines), features)
+        header, rows = _header(lines, features)
         parts = list(by_rows(rows))
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
@@ -104,8 +122,11 @@ def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]
 
 
 def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], Iterator[list[str]]]:
-    """The names of the columns, and the rows; without a header, they are the model's features in order."""
-    line = next(lines, [])
+    """The names of the columns, and the rows; without a header, they are the model's features in order.
+
+    An empty line is no row, unless there is but one column: then it is a missing value.
+    """
+    line = next(filter(None, lines), [])
     first = [cell.strip() for cell in line]
     if not any(cell in features.positions for cell in first):
         if len(first) not in (0, len(features.names)):
@@ -113,9 +134,13 @@ def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], 
                 f"the first line has {len(first)} cells and none is a feature; give a header of feature names, or rows of all "
                 f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
             )
-        return list(features.names), chain([line] if line else [], lines)
+        return list(features.names), chain([line] if line else [], _filled(lines, columns=len(features.names)))
     check_names(first, features)
-    return first, lines
+    return first, _filled(lines, columns=len(first))
+
+
+def _filled(lines: Iterator[list[str]], *, columns: int) -> Iterator[list[str]]:
+    return filter(None, lines) if columns > 1 else (line or [""] for line in lines)
 
 
 def check_names(names: Sequence[str], features: Features) -> None:
@@ -157,16 +182,7 @@ def _cell(text: str, column: Column) -> Any:
     """A cell as JSON would have it: None where missing, a number where it is one and the column is not of texts."""
     if text in MISSING_WORDS:
         return None
-    return text if column.kind == "categorical" else _number(text)
-
-
-def _number(text: str) -> float | str:
-    """The number that a text is in a training table too; Python alone takes 1_000, nAn and the digits of other scripts."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return text if number != number or "_" in text or not text.isascii() else number
+    return text if column.kind == "categorical" else read_number(text)
 
 
 def _write_csv(prediction: Prediction, request: RowsRequest, targets: tuple[str, ...]) -> bytes:
@@ -209,14 +225,18 @@ def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Ro
 
 
 def _read_ndjson(lines: list[bytes], features: Features) -> Rows:
-    instances = (_instance(number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    instances = (_instance(line, features, number=number, row=row) for row, (number, line) in enumerate(filled))
     return joined((read_instances(part, features) for part in by_rows(instances)), features)
 
 
-def _instance(number: int, line: bytes) -> Any:
+def _instance(line: bytes, features: Features, *, number: int, row: int) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        problems = numbers_that_json_has_not(b'{"instances": [%b]}' % line, features)
+        if problems:
+            raise refuse([replace(problem, row=row) for problem in problems]) from None
         raise InvalidRequestError(f"line {number} of the body is not valid JSON: {error}") from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.features import PLAIN_NUMBERS, json_type, nearest, numbers
+from service.codecs.features import PLAIN_NUMBERS, json_type, numbers
 from service.errors import InvalidRequestError
 
 Values = NDArray[np.float64]
@@ -116,9 +116,8 @@ def flag(given: Mapping[str, Any], key: str, what: str) -> bool | None:
 def _datatype(given: Mapping[str, Any], what: str) -> str:
     datatype = given.get("datatype")
     if not isinstance(datatype, str) or datatype not in _KNOWN:
-        near = nearest(datatype.upper(), _KNOWN) if isinstance(datatype, str) else ""
         raise InvalidRequestError(
-            f"{what} has the datatype {_given(given, 'datatype')}{near or '; give'} (known: {', '.join(_KNOWN)})"
+            f"the datatype of {what} is {_given(given, 'datatype')}; give one of {', '.join(_KNOWN)}, in capital letters"
         )
     return datatype
 

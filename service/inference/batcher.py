@@ -84,7 +84,7 @@ class Call:
         deadline: float,
         done: Done,
     ):
-        """small: run on the event loop. came, deadline: on the event loop's clock."""
+        """small: run on the event loop. came, deadline: of time.perf_counter: the event loop's clock ticks in milliseconds."""
         self.x = x
         self.small = small
         self.coverage = coverage
@@ -156,7 +156,7 @@ class Batcher:
         self._check_room(len(x), small=small)
         loop = asyncio.get_running_loop()
         longest = self._limits.deadline_seconds
-        now = loop.time()
+        now = time.perf_counter()
         deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
         call = Call(x, coverage, outputs, small=small, came=now, deadline=deadline, done=done)
         self._rows[small] += len(x)
@@ -221,7 +221,7 @@ class Batcher:
         """Let a call wait for the thread; it hears of its deadline when that passes, not when its turn would have come."""
         with self._lock:
             self._queue.append(call)
-        call.timer = loop.call_at(call.deadline, self._expire, call)
+        call.timer = loop.call_later(call.deadline - call.came, self._expire, call)
         loop.call_soon(self._run_queue)  # not now: others of this turn may share its run
 
     def _expire(self, call: Call) -> None:
@@ -238,7 +238,7 @@ class Batcher:
 
     def _starting(self, calls: list[Call], loop: asyncio.AbstractEventLoop) -> list[Call]:
         """The calls whose caller waits; those past their deadline will hear of it. In any thread."""
-        now = loop.time()
+        now = time.perf_counter()
         wanted = []
         for call in calls:
             if call.over:
@@ -273,8 +273,8 @@ class Batcher:
 
     def _run_until_empty(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: one run after the other, for a while. The event loop, busy with answers, holds up none of them."""
-        end = loop.time() + _THREAD_SECONDS
-        while loop.time() < end:
+        end = time.perf_counter() + _THREAD_SECONDS
+        while time.perf_counter() < end:
             with self._lock:
                 if not self._queue:
                     return

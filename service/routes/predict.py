@@ -1,12 +1,11 @@
 """V1 predictions: rows in, readable predictions out."""
 
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
-from service.codecs.rows import Limits, RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
@@ -16,8 +15,6 @@ from service.routes.protocol import Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
-
-Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _reader(rewrite: Rewrite | None) -> Callable[[Limits, ServedModel, Scope, bytes], Asked[RowsRequest]]:

@@ -63,6 +63,21 @@ def test_a_device_that_does_not_run_is_one_sentence_and_status_1(monkeypatch, ca
     assert "the service does not start: this onnxruntime has no CUDA" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"AIP_HTTP_PORT": "9"}, "http://127.0.0.1:9"),
+        ({"ERRORBAR_HOST": "::", "ERRORBAR_PORT": "9"}, "http://[::1]:9"),
+        ({"ERRORBAR_HOST": "::1", "ERRORBAR_PORT": "9"}, "http://[::1]:9"),
+    ],
+)
+def test_health_asks_where_the_service_listens(monkeypatch, capsys, environment, url):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["health"]) == 1
+    assert f"{url} does not answer" in capsys.readouterr().err
+
+
 def test_health_of_a_service_that_is_not_there_is_status_1(capsys):
     assert main(["health", "--url", "http://127.0.0.1:9", "--timeout", "2"]) == 1
     assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err

@@ -47,6 +47,9 @@ def test_data_without_columns_are_rows_in_the_models_order():
         ({"dataframe_split": {"columns": ["a"], "data": [1]}}, "row 0 of 'dataframe_split' is a number; there are 1 columns"),
         ({"inputs": {"a": [1], "b": [1, 2]}}, "'inputs' has columns that are no arrays of one length"),
         ({"inputs": {"a": 1}}, "'inputs' has columns that are no arrays of one length"),
+        ({"dataframe_split": {"columns": ["a", "b", "a"], "data": []}}, "'dataframe_split' names the column 'a' twice"),
+        ({"inputs": None}, "'inputs' is null; give an array of rows"),
+        ({"dataframe_records": {"a": [1]}}, "'dataframe_records' is an object; give an array of rows"),
     ],
 )
 def test_what_is_wrong_is_said(request_, sentence):

@@ -109,10 +109,22 @@ def test_numbers_that_are_no_category_are_refused_in_the_whole_tensor():
     ]
 
 
+@pytest.mark.parametrize("name", ["x", "coverage"])
+def test_features_with_the_names_of_other_tensors_stand_in_the_whole_tensor(name):
+    features = features_of([NUMERIC[0].model_copy(update={"name": name}), NUMERIC[1]])
+    sentence = f"this model has a feature '{name}', and V2 a tensor of that name for something else; give all features in one"
+    assert refusal({"inputs": [column(name, "FP64", 0.5), column("b", "FP64", 1)]}, features=features).sentence.startswith(
+        sentence
+    )
+    request = read({"inputs": [X, column("coverage", "FP64", 0.5)]}, features)
+    assert (request.question.x.tolist(), request.question.coverage) == ([[1, 2]], (0.5,))
+
+
 @pytest.mark.parametrize(
     ("options", "tensors", "expected"),
     [
         ({"coverage": 0.5}, [], (0.5,)),
+        ({"coverage": None}, [], (0.9,)),
         ({"coverage": "0.5, 0.9"}, [], (0.5, 0.9)),
         ({}, [column("coverage", "FP64", 0.5, 0.95)], (0.5, 0.95)),
         ({}, [column("coverage", "FP32", 0.9)], (0.9,)),
@@ -160,6 +172,7 @@ def test_timeout_is_in_microseconds_and_0_is_none(timeout, seconds):
         ({"inputs": [X], "outputs": [{"name": "mean", "parameters": {"classification": 2}}]}, "which this server"),
         ({"inputs": [X], "outputs": [{"name": "mean", "parameters": {"binary_data": 1}}]}, "is a number; give true or"),
         ({"inputs": [X], "parameters": {"coverage": 1.5}}, "coverage 1.5 is not between 0 and 1, both excluded"),
+        ({"inputs": [X], "parameters": {"coverage": "0.1_5"}}, "parameter 'coverage' is '0.1_5'; give numbers with commas"),
         ({"inputs": [X], "parameters": {"coverage": "a,b"}}, "parameter 'coverage' is 'a,b'; give numbers with commas between"),
         ({"inputs": [X], "parameters": {"coverage": [0.5]}}, "parameter 'coverage' is an array; give a number, or a text"),
         ({"inputs": [X, column("coverage", "INT8", 1)]}, "input 'coverage' is INT8 of shape [1]; give FP64 of shape [k]"),

@@ -56,6 +56,7 @@ def test_a_request_is_read_whole():
 
 def test_the_models_coverage_is_the_default_and_an_empty_list_asks_for_no_interval():
     assert read({"instances": []}).question.coverage == (0.9,)
+    assert read({"instances": [], "coverage": None}).question.coverage == (0.9,)
     assert read({"instances": [], "coverage": []}).question.coverage == ()
 
 
@@ -79,6 +80,8 @@ def test_every_problem_with_the_options_is_listed_with_those_of_the_rows():
 
 
 def test_a_seed_without_samples_is_refused():
+    assert refusal({"instances": [], "seed": 1, "samples": 0}).sentence == "'seed' does nothing without 'samples'"
+    assert refusal({"instances": [], "seed": 1, "samples": 1.5}).sentence.startswith("'samples' is 1.5; give a whole number")
     assert refusal({"instances": [], "seed": 1}).sentence == "'seed' does nothing without 'samples'"
 
 
@@ -93,6 +96,27 @@ def test_a_number_that_is_not_finite_is_found_by_row_and_feature(number):
         (problem,) = refusal(f'{{"instances": [[1, 2], {instance}]}}'.encode()).problems
         assert (problem.row, problem.feature) == (1, "b")
         assert "not a finite number" in problem.problem
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"instances": [[1, 2], [1, NaN]]}',
+        '{"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [NaN, 1]]}}',
+        '{"dataframe_records": [{}, {"b": NaN}]}',
+        '{"inputs": {"a": [1, 1], "b": [2, NaN]}}',
+    ],
+)
+def test_a_number_that_is_not_finite_is_found_in_every_form(body):
+    with pytest.raises(InvalidRequestError) as caught:
+        read_request(body.encode(), NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
+    assert caught.value.sentence.startswith("row 1, feature 'b': nan is not a finite number")
+
+
+@pytest.mark.parametrize("body", ["NaN", "[NaN]", '["inputs", NaN]', '{"inputs": NaN}', '{"dataframe_split": [NaN]}'])
+def test_a_number_that_is_not_finite_elsewhere_is_no_bug(body):
+    with pytest.raises(InvalidRequestError, match="not valid JSON"):
+        read_request(body.encode(), NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
 
 
 @pytest.mark.parametrize(

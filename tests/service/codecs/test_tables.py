@@ -37,6 +37,14 @@ def test_csv_with_a_header_in_any_order_or_none(body):
     assert read(body).question.x.tolist() == [[1, 2], [3, 4]]
 
 
+def test_an_empty_line_is_a_missing_value_where_there_is_one_column():
+    one = features_of([NUMERIC[0].model_copy(update={"missing": 1})])
+    for header in ("a\n", "\na\n", ""):
+        np.testing.assert_equal(read(f"{header}1\n\n2\n", features=one).question.x, [[1], [np.nan], [2]])
+    np.testing.assert_equal(read("b\n1\n\n2\n").question.x, [[np.nan, 1], [np.nan, np.nan], [np.nan, 2]])
+    assert read("1,2\n\n3,4\n").question.x.tolist() == [[1, 2], [3, 4]]
+
+
 def test_csv_of_all_kinds_of_columns():
     body = (
         "when,colour,open,b,a\n"
@@ -131,6 +139,8 @@ def test_what_is_wrong_with_a_csv_is_said(body, problems):
 
 def test_what_is_wrong_with_ndjson_is_said_by_line_or_row():
     assert refusal("[1, 2]\n{\n", form=NDJSON)[0].startswith("line 2 of the body is not valid JSON")
+    not_finite = "row 1, feature 'b': nan is not a finite number; leave a missing value out or send null"
+    assert refusal('[1, 2]\n\n{"b": NaN}\n', form=NDJSON) == [not_finite]
     assert refusal('[1, 2]\n\n[1, "2"]\n', form=NDJSON) == ["row 1, feature 'b': '2' is a text; give a number, without quotes"]
 
 

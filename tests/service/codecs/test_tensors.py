@@ -71,9 +71,9 @@ def test_null_is_a_missing_value():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"datatype": "FLOAT"}, "input 'x' has the datatype 'FLOAT'; give (known: BOOL, UINT8"),
-        ({"datatype": "fp64"}, "input 'x' has the datatype 'fp64'; did you mean 'FP64'"),
-        ({"datatype": 64}, "input 'x' has the datatype 64; give (known: "),
+        ({"datatype": "BF16"}, "the datatype of input 'x' is 'BF16'; give one of BOOL, UINT8"),
+        ({"datatype": "fp64"}, "INT64, FP16, FP32, FP64, BYTES, in capital letters"),
+        ({"datatype": 64}, "the datatype of input 'x' is 64; give one of "),
         ({"shape": [-1, 4]}, "the shape of input 'x' is [-1, 4]; a request says how many, it cannot leave it open"),
         ({"shape": [1, 4.0]}, "the shape of input 'x' is [1, 4.0]; give an array of whole numbers"),
         ({"shape": [True, 4]}, "the shape of input 'x' is [a boolean, 4]; give an array of whole numbers"),

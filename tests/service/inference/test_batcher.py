@@ -255,6 +255,17 @@ async def test_a_request_past_its_deadline_is_refused_and_not_run():
     assert model.runs == []
 
 
+async def test_waits_are_measured_where_the_event_loops_clock_stands_still(monkeypatch):
+    model = Model()
+    shared = batcher(model)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1.0)  # uvloop's ticks once in a millisecond
+    await ask(shared, rows(1))
+    shared.count()
+    assert 0 < shared._metrics.queue.total < 10
+    with pytest.raises(DeadlineError):
+        await shared.outputs(rows(1), coverage=(0.9,), outputs=("sum",), timeout_seconds=1e-9)
+
+
 async def test_no_rows_are_answered():
     answer = await ask(batcher(Model()), rows(0))
     assert answer["bound"].shape == (0, 1)

@@ -38,8 +38,10 @@ async def test_every_operation_tells_its_parameters_and_answers(repository):
     assert "security" not in str(document)
 
 
-async def test_every_example_is_answered_as_told(tmp_path):
-    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=MIXED, targets=TWO)
+@pytest.mark.parametrize("renamed", [{}, {"a": "x"}, {"colour": "coverage"}], ids=str)
+async def test_every_example_is_answered_as_told(tmp_path, renamed):
+    columns = tuple(column.model_copy(update={"name": renamed.get(column.name, column.name)}) for column in MIXED)
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=columns, targets=TWO)
     (tmp_path / "m" / "labels.json").write_text('{"stable": 1}')
     asked = []
     async with running(tmp_path) as service:
