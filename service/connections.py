@@ -5,13 +5,14 @@ Small, plain requests for predictions are answered from here without ASGI (servi
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httptools
 import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.direct import Direct
@@ -23,7 +24,9 @@ from service.routes.hot import GiveUp, Route
 logger = logging.getLogger("service")
 
 HEADER_BYTES = 64 * 1024
-"""Most bytes of a request's headers, give or take what arrives at once."""
+"""Most bytes of a request's headers, or in a row of its body that bring nothing of it, give or take what arrives at once."""
+MOST_WAITING = 500
+"""Of the requests of one connection, while one before them is answered."""
 LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
@@ -38,6 +41,18 @@ class ConnectionLimits:
     request_seconds: float
     """From the first byte of a request, or the connection's start, to its last; and for a client to read on."""
     connections: int
+
+
+class _Flow(FlowControl):
+    """Reads nothing from a connection while requests wait for the one before them, whoever asks."""
+
+    def __init__(self, transport: Any, waiting: Sized):
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class _Exchange:
@@ -87,8 +102,11 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
-        self._header_bytes: int | None = None
+        self._in_head = False
         self._headers = 0
+        self._progress = 0  # grows with each head and each piece of a body
+        self._quiet_bytes = 0
+        self._refusal: tuple[int, str] | None = None  # to be given once the requests before what is refused are answered
         self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
         self._idle_since: float | None = None
@@ -97,6 +115,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Called by the event loop."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._arriving_since = self.loop.time()
         if len(self.connections) > self._limits.connections:
             limit = self._limits.connections
@@ -114,13 +133,13 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refusal is not None:
             return
         between_requests = self._idle_since is not None and self._arriving_since is None
         self._idle_since = None
         if between_requests and self._begin_known(data):
             return
-        headers_before = self._headers
+        headers_before, progress_before = self._headers, self._progress
         self._feed(data)
         if between_requests and self._headers == headers_before + 1:
             self._remember(data)
@@ -128,21 +147,37 @@ class Connection(HttpToolsProtocol):
             self._leftover_bytes += len(data)
             if self._leftover_bytes > LEFTOVER_BYTES:
                 self.transport.close()
-        if self._header_bytes is not None and self._headers == headers_before:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES:
+        if self._arriving_since is None:
+            if not self._busy():  # what came is of no request, or was the rest of one that was answered early
+                self._idle_since = self.loop.time()
+        elif self._progress > progress_before:
+            self._quiet_bytes = 0
+        else:
+            self._quiet_bytes += len(data)
+            if self._quiet_bytes > HEADER_BYTES:
                 self._refuse(431, f"the headers are larger than {HEADER_BYTES} bytes", "too_large")
 
     def on_message_begin(self) -> None:
-        """Called by the parser."""
+        """Called by the parser. Raises HttpParserError where too many requests wait."""
         super().on_message_begin()
-        self._header_bytes = 0
+        self._in_head = True
         self._headers += 1
+        self._progress += 1
         self._arriving_since = self.loop.time()
+        if len(self.pipeline) >= MOST_WAITING:
+            sentence = f"overloaded: {MOST_WAITING} requests of this connection wait for an answer; read the answers first"
+            self._refuse(503, sentence, "overloaded")
+            raise httptools.HttpParserError(sentence)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser. Raises HttpParserError for trailers: they would count as headers, and have no limit."""
+        if not self._in_head:
+            raise httptools.HttpParserError("a request has no trailers here")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Called by the parser. Raises HttpParserError for CONNECT, and for an address that is none, which it lets pass."""
-        self._header_bytes = None
+        self._progress += 1
         if self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError("this is no proxy")
         if self.parser.should_upgrade():
@@ -151,9 +186,11 @@ class Connection(HttpToolsProtocol):
         exchange = self._exchange()
         if exchange is not None:
             self.cycle = exchange
+            self._in_head = False
             return
         try:
             super().on_headers_complete()
+            self._in_head = False
             if self._draining():
                 self.cycle.keep_alive = False
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
@@ -161,6 +198,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
+        self._progress += 1
         if isinstance(self.cycle, _Exchange):
             self.cycle.chunks.append(body)
         else:
@@ -182,15 +220,21 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Called when an answer is out."""
-        next_arrives = self._header_bytes is not None or self.pipeline
-        if self._arriving_since is not None and not next_arrives:  # it was refused early, and the rest of it is of no use
-            self._leftover_bytes = 0
+        if self._arriving_since is not None and not self._in_head and not self.pipeline:
+            self._leftover_bytes = 0  # of this request, which was refused early: the rest of it is of no use
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            following = self.pipeline.pop()
+            if self._arriving_since is not None:
+                self._arriving_since = self.loop.time()  # until now nothing was read
+            self.flow.resume_reading()
+            self._start_asgi_task(*following)
+            return
+        self.flow.resume_reading()
+        if self._refusal is not None:
+            self._write_refusal(*self._refusal)
         else:
             self._idle_since = self.loop.time()  # in the place of uvicorn's timer for every request
 
@@ -224,7 +268,7 @@ class Connection(HttpToolsProtocol):
         if self._unread_since is not None and now - self._unread_since > longest:
             self._metrics.rejected["unread"] += 1
             self.transport.abort()
-        elif self._arriving_since is not None and now - self._arriving_since > longest:
+        elif self._arriving_since is not None and not self.pipeline and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")
         elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
@@ -310,15 +354,35 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
+    def _busy(self) -> bool:
+        """Whether a request waits for its answer."""
+        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete)
+
     def _refuse(self, status: int, sentence: str, reason: str) -> None:
-        """Answer without the application, unless it has begun to, and close."""
+        """Answer what is arriving without the application, unless that has begun to, after all that came before; and close."""
+        if self._refusal is not None or self.transport.is_closing():
+            return
         self._metrics.rejected[reason] += 1
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            body = orjson.dumps(error_body(sentence))
-            retry = "retry-after: 1\r\n" if status == 503 else ""
-            head = (
-                f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n{retry}"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
+        in_body = self._arriving_since is not None and not self._in_head and self.cycle is not None
+        if in_body and not self.pipeline:
+            if self.cycle.response_started:
+                self.transport.close()
+            else:
+                self._write_refusal(status, sentence)
+            return
+        if in_body:
+            self.pipeline.popleft()
+        self._refusal = status, sentence
+        self._arriving_since = None
+        if self._running is None or self._running.response_complete:
+            self._write_refusal(status, sentence)
+
+    def _write_refusal(self, status: int, sentence: str) -> None:
+        body = orjson.dumps(error_body(sentence))
+        retry = "retry-after: 1\r\n" if status == 503 else ""
+        head = (
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n{retry}"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
         self.transport.close()

@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 
+from service.connections import MOST_WAITING
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
 
@@ -198,8 +199,9 @@ def test_an_offer_to_speak_another_protocol_is_passed_over(service, offer, piece
 def test_offers_in_great_number_are_passed_over(service):
     get = b"GET /v2 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
     with connected(service) as client:
-        client.sendall(get * 1500)
-        assert {status for status, _, _ in answers(client, 1500)} == {200}
+        for _ in range(5):
+            client.sendall(get * 400)
+            assert {status for status, _, _ in answers(client, 400)} == {200}
 
 
 @pytest.mark.parametrize("target", [b"x:80", b"http://x/v2"])
@@ -220,6 +222,81 @@ def test_a_large_body_behind_another_request_arrives(tmp_path):
         sender.start()
         assert [status for status, _, _ in answers(client, 2)] == [200, 200]
         sender.join()
+    assert service.stop() == 0
+
+
+def test_too_many_requests_that_wait_are_refused_after_their_answers(service):
+    before = rejected(service, "overloaded")
+    get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(service) as client:
+        client.sendall(get * 2000)
+        received = all_of(client)
+    whole, _, last = received.rpartition(b"HTTP/1.1 ")
+    assert whole.count(b"HTTP/1.1 200 OK") == MOST_WAITING + 1
+    status, sentence = refusal(last := b"HTTP/1.1 " + last)
+    assert (status, b"retry-after: 1" in last) == (503, True)
+    assert sentence == "overloaded: 500 requests of this connection wait for an answer; read the answers first"
+    assert rejected(service, "overloaded") == before + 1
+
+
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_what_is_no_http_is_refused_after_the_answers_before_it(service, rows):
+    body = orjson.dumps({"instances": [[1, 2]] * rows})
+    with connected(service) as client:
+        client.sendall(post(body) + post(body) + b"what is this\r\n\r\n")
+        received = all_of(client)
+    found = received.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in found] == [b"200", b"200", b"400"]
+    assert refusal(b"HTTP/1.1 " + found[2]) == (400, "Invalid HTTP request received.")
+
+
+@pytest.mark.parametrize("path", [b"/v1/models/m:predict", b"/v2/repository/index"])
+def test_what_is_wrong_with_a_body_is_told_in_the_place_of_its_answer(service, path):
+    get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+    with connected(service) as client:
+        client.sendall(get + head + b"1\r\n{\r\nwhat\r\n" + get)
+        found = all_of(client).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in found] == [b"200", b"400"]
+
+
+def test_a_request_that_was_answered_early_is_not_answered_again(service):
+    with connected(service) as client:
+        client.sendall(HEAD % 200_000 + b"\r\n")
+        received = all_of(client)
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"0\r\na: x\r\n\r\n", b"0\r\n" + b"a: x\r\n" * 30_000, b"0\r\na: " + b"x" * 200_000, b"5;" + b"x" * 200_000],
+    ids=["trailer", "trailers", "long trailer", "long extension"],
+)
+def test_trailers_and_extensions_of_chunks_are_cut(service, more):
+    head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(service) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(head + b"%x\r\n%b\r\n" % (len(ROW), ROW))
+        for start in range(0, len(more), 10_000):
+            client.sendall(more[start : start + 10_000])
+            time.sleep(0.001)
+        assert refusal(all_of(client))[0] in (400, 431)
+    serves(service)
+
+
+@pytest.mark.parametrize("beginning", [post(ROW), b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"])
+def test_a_connection_is_idle_though_line_ends_or_leftovers_came(tmp_path, beginning):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    service = Process(tmp_path, "--keep-alive-seconds", "1")
+    with connected(service) as client:
+        client.sendall(beginning)
+        answers(client, 1)
+        client.sendall(b"\r\n")
+        start = time.monotonic()
+        assert client.recv(1) == b""
+        assert time.monotonic() - start < 5
     assert service.stop() == 0
 
 
