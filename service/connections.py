@@ -308,7 +308,7 @@ class Connection(HttpToolsProtocol):
         parser = self.parser
         if route is None or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return None
-        if not self._direct.takes(self.headers):
+        if not self._direct.takes(route, self.headers):
             return None
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query

@@ -14,7 +14,7 @@ from service.heads import KnownHeads
 from service.metrics import ServiceMetrics
 from service.routes.answers import CLIENT_GONE, Content, length_of
 from service.routes.hot import GiveUp, Predictions, Route
-from service.routes.infer import JSON_LENGTH_HEADER, bytes_to_read
+from service.routes.infer import JSON_LENGTH_HEADER, V2, bytes_to_read
 from service.security import Guard
 from service.settings import Settings
 from service.telemetry import RequestWatch
@@ -28,6 +28,7 @@ _PLAIN_TYPES = frozenset(
 
 _UNUSUAL = frozenset([b"content-encoding", b"transfer-encoding", b"expect"])
 _ROUTES = 1000
+_PATH_BYTES = 1000
 _STATUS = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 _STATUS[CLIENT_GONE] = b"%d Client Gone" % CLIENT_GONE  # none of HTTP's own
 
@@ -41,18 +42,21 @@ class Direct:
         self._metrics = metrics
         self._access_log = settings.access_log
         self._most_bytes = settings.max_body_bytes
-        self.route = lru_cache(_ROUTES)(self._route)
-        """What a request line's path asks for; None where it is no prediction path, or not a plain one."""
+        self._known_route = lru_cache(_ROUTES)(self._route)
         self.heads = KnownHeads()
         """Those of requests that were answered here."""
 
-    def takes(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    def route(self, path: bytes) -> Route | None:
+        """What a request line's path asks for; None where it is no prediction path, or not a plain and short one."""
+        return self._known_route(path) if len(path) <= _PATH_BYTES else None
+
+    def takes(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a POST with these headers is small and plain."""
         length = json_length = None
         for name, value in headers:
             if name == b"content-length":
                 length = value
-            elif name == JSON_LENGTH_HEADER:
+            elif name == JSON_LENGTH_HEADER and route.protocol is V2 and json_length is None:
                 json_length = value
             elif name in _UNUSUAL or (name == b"content-type" and value not in _PLAIN_TYPES):
                 return False

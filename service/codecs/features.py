@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +27,15 @@ Values = NDArray[np.float64]
 PLAIN_NUMBERS = frozenset({int, float, NoneType})
 """The types of what a number may be in JSON: null is a missing one."""
 _FEW = 50
+_NOUGHTS = re.compile(r"\.0+$")
+"""Behind whole numbers, which pandas writes so in a column with gaps."""
 _FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 _LISTED_CATEGORIES = 10
+_MOST_LIKE = 200
+_SUGGESTIONS = 3
+"""Of names most like unknown ones: to find one takes some milliseconds."""
+_DESCRIBED = 10_000
+_UNDESCRIBED = [f"is unusual; the first {_DESCRIBED:,} unusual values of a request are described"]
 _SHOWN_CHARACTERS = 100
 _JSON_TYPES = {
     dict: "an object", list: "an array", str: "a text", bool: "a boolean", int: "a number", float: "a number", NoneType: "null",
@@ -176,9 +184,11 @@ def read_number(text: str) -> float | str:
 
 def unknown_category_problems(unknown: Sequence[UnknownCategory], features: Features) -> list[Problem]:
     """Unknown categories as problems, for requests that asked to be strict."""
+    first = nsmallest(ENOUGH_PROBLEMS, unknown, key=lambda item: (item.row, item.feature))
+    like = [_alike(item, features) if number < _SUGGESTIONS else "" for number, item in enumerate(first)]
     return [
-        Problem(_about_unknown(item, features) + _alike(item, features), row=item.row, feature=features.names[item.feature])
-        for item in nsmallest(ENOUGH_PROBLEMS, unknown, key=lambda item: (item.row, item.feature))
+        Problem(_about_unknown(item, features) + alike, row=item.row, feature=features.names[item.feature])
+        for item, alike in zip(first, like, strict=True)
     ]
 
 
@@ -203,7 +213,13 @@ class Unusual:
     @cached_property
     def rows(self) -> list[int]:
         """The rows that are unusual in some way, in order."""
-        return sorted({*self.row.tolist(), *(item.row for item in self.unknown)})
+        rows: list[int] = np.unique(self.row_of_each).tolist()
+        return rows
+
+    @property
+    def row_of_each(self) -> NDArray[np.intp]:
+        """The row of each unusual value."""
+        return np.concatenate([self.row, np.array([item.row for item in self.unknown], dtype=np.intp)])
 
 
 _USUAL = Unusual()
@@ -228,19 +244,27 @@ def find_unusual(x: Values, unknown: Sequence[UnknownCategory], features: Featur
 
 
 def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = None) -> dict[int, list[str]]:
-    """Sentences about unusual rows, by row; rows: about the first so many only."""
+    """Sentences about unusual rows, by row; rows: about the first so many only.
+
+    Where there are very many, the last rows hear no more than that they are unusual.
+    """
     if unusual is _USUAL:
         return {}
-    sentences: dict[int, list[str]] = {row: [] for row in unusual.rows[:rows]}
+    told = unusual.rows[:rows]
+    if not told:
+        return {}
+    end = told[-1] + 1
+    each = np.sort(unusual.row_of_each)
+    if len(each) > _DESCRIBED:
+        end = min(end, max(int(each[_DESCRIBED]), told[0] + 1))
+    sentences: dict[int, list[str]] = {row: [] if row < end else _UNDESCRIBED for row in told}
     for item in unusual.unknown:
-        if item.row in sentences:
+        if item.row < end:
             sentences[item.row].append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
-    most = None if rows is None else rows * len(features.names)
     gaps = []
-    places = (array[:most].tolist() for array in (unusual.row, unusual.feature, unusual.values))
+    described = np.searchsorted(unusual.row, end)
+    places = (array[:described].tolist() for array in (unusual.row, unusual.feature, unusual.values))
     for row, position, value in zip(*places, strict=True):
-        if row not in sentences:
-            break
         if math.isnan(value):
             gaps.append((row, position))
         else:
@@ -253,7 +277,9 @@ def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = N
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the names most like `name`, or nothing."""
+    """`; did you mean ...?` with the names most like `name`; nothing where none is, or there are too many to look."""
+    if len(known) > _MOST_LIKE:
+        return ""
     near = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 
@@ -306,10 +332,9 @@ def _whole(instances: list[Any], features: Features) -> list[Sequence[Any]] | No
 
 
 def _unknown_names(row: int, instance: dict[str, Any], features: Features) -> Iterator[Problem]:
-    for name in instance:
-        if name not in features.positions:
-            sentence = f"is no feature of this model{nearest(name, features.names)}"
-            yield Problem(sentence, row=row, feature=_shortened(name))
+    for number, name in enumerate(name for name in instance if name not in features.positions):
+        like = nearest(name, features.names) if row + number < _SUGGESTIONS else ""
+        yield Problem(f"is no feature of this model{like}", row=row, feature=_shortened(name))
 
 
 def _wrong_form(row: int, instance: object, features: Features) -> Problem:
@@ -362,6 +387,8 @@ def _cell(value: object, column: Column, codes: dict[Any, float]) -> float | Non
 def _category(value: object, column: Column, codes: dict[Any, float]) -> float | None:
     if isinstance(value, str):
         text = value.strip()  # as in a table
+        if column.integer:
+            text = _NOUGHTS.sub("", text)
         return codes.get(text) if text else math.nan
     if column.integer and isinstance(value, int | float) and not isinstance(value, bool):
         return codes.get(value)

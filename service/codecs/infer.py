@@ -25,8 +25,8 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
-from service.codecs.parts import in_parts
-from service.codecs.rows import Limits, check_levels, check_size
+from service.codecs.parts import NUMBERS_AT_ONCE, in_parts
+from service.codecs.rows import SEARCHED_BYTES, Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Question
@@ -40,7 +40,6 @@ DATATYPE_OF_RAW = "FP64"
 
 _MOST_PARAMETERS_TEXT = 2000
 _REMEMBERED_BYTES = 1000
-_NUMBERS_AT_ONCE = 10_000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -162,9 +161,9 @@ def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], na
 def _data(array: NDArray[Any]) -> NDArray[Any] | orjson.Fragment:
     """The numbers of an output, flat. Many are written in parts, between which other threads run."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    if len(flat) <= _NUMBERS_AT_ONCE:
+    if len(flat) <= NUMBERS_AT_ONCE:
         return flat
-    parts = [flat[start : start + _NUMBERS_AT_ONCE] for start in range(0, len(flat), _NUMBERS_AT_ONCE)]
+    parts = [flat[start : start + NUMBERS_AT_ONCE] for start in range(0, len(flat), NUMBERS_AT_ONCE)]
     texts = [orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in parts]
     return orjson.Fragment(b"[%b]" % b",".join(texts))
 
@@ -246,7 +245,9 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _literal(text: bytes) -> str:
-    """What some clients write into JSON and JSON has not, if that is what is wrong."""
+    """What some clients write into JSON and JSON has not, if that is what is wrong; nothing of a long text."""
+    if len(text) > SEARCHED_BYTES:
+        return ""
     found: list[str] = []
 
     def note(literal: str) -> float:

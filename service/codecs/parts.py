@@ -15,6 +15,7 @@ import orjson
 PART_BYTES = 128 * 1024
 """Of a part, or a little more: orjson takes less than a millisecond for it."""
 ROWS_AT_ONCE = 1000
+NUMBERS_AT_ONCE = 10_000
 """Read or written without letting another thread run, which takes about a millisecond."""
 
 Row = TypeVar("Row")

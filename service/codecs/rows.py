@@ -25,7 +25,7 @@ from service.codecs.features import (
     unknown_category_problems,
     warnings_about,
 )
-from service.codecs.parts import ROWS_AT_ONCE, by_rows, in_parts
+from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_parts
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 
@@ -35,7 +35,7 @@ _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
 _REMEMBERED_NUMBERS = 100
 _LARGEST_SEED = 2**63 - 1
-_SEARCHED_BYTES = 1_000_000
+SEARCHED_BYTES = 1_000_000
 """Invalid JSON up to this size is searched for what made it so; json.loads takes about 20 ms for it."""
 
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
@@ -141,8 +141,9 @@ def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets:
     long = len(coverage) + sum(count for _, count in counts) > _REMEMBERED_NUMBERS
     template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in memory
     rows, texts = len(prediction.mean), []
-    for start in range(0, rows, ROWS_AT_ONCE):
-        texts += _number_texts(prediction, [*more.values()], slice(start, start + ROWS_AT_ONCE), coverages=len(coverage))
+    step = _rows_at_once(len(targets) * (3 + 2 * len(coverage) + sum(count for _, count in counts)))
+    for start in range(0, rows, step):
+        texts += _number_texts(prediction, [*more.values()], slice(start, start + step), coverages=len(coverage))
     return RowNumbers(texts, template, len(texts) // rows if rows else 0)
 
 
@@ -152,13 +153,18 @@ def row_texts(numbers: RowNumbers, warnings: dict[int, list[str]], *, between: b
     if len(texts) == per_row and not warnings:
         return template % tuple(texts) if texts else b""
     count, pieces = len(texts) // per_row if per_row else 0, []
-    for start in range(0, count, ROWS_AT_ONCE):
-        rows = [template] * min(ROWS_AT_ONCE, count - start)
-        for row, sentences in warnings.items():
-            if start <= row < start + len(rows):
-                rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(sentences)
+    step = _rows_at_once(per_row)
+    for start in range(0, count, step):
+        rows = [template] * min(step, count - start)
+        for row in range(start, start + len(rows)) if warnings else ():
+            if row in warnings:
+                rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(warnings[row])
         pieces.append(between.join(rows) % tuple(texts[start * per_row : (start + len(rows)) * per_row]))
     return between.join(pieces)
+
+
+def _rows_at_once(numbers_of_a_row: int) -> int:
+    return max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers_of_a_row)))
 
 
 def answer(numbers: RowNumbers, warnings: dict[int, list[str]], *, model: dict[str, str]) -> bytes:
@@ -292,7 +298,7 @@ def _document(body: bytes, features: Features, rewrite: Rewrite | None) -> Any:
 
 def numbers_that_json_has_not(body: bytes, features: Features, rewrite: Rewrite | None = None) -> list[Problem]:
     """NaN, Infinity and numbers beyond float64, where in the rows they stand; none where JSON is wrong otherwise, or long."""
-    if len(body) > _SEARCHED_BYTES:
+    if len(body) > SEARCHED_BYTES:
         return []
     try:
         # Python's reader takes them; a whole number as float, since int() of a long text takes quadratic time

@@ -43,13 +43,15 @@ from service.inference.predictions import Prediction, check_finite
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
 """Cells that are missing values, as in a training table."""
 
+_MOST_OPTIONS = 100
+
 
 @dataclass(frozen=True)
 class Format:
     """How a table is read and written."""
 
-    count: Callable[[bytes, Features], tuple[int, Callable[[], Rows]]]
-    """`count(body, features)`: how many rows it has, and what reads them, once."""
+    count: Callable[[bytes, Features, int], tuple[int, Callable[[], Rows]]]
+    """`count(body, features, most_rows)`: how many rows it has, and what reads them, once, where they are not too many."""
     write: Callable[[Prediction, RowsRequest, tuple[str, ...]], bytes]
     """`write(prediction, request, targets)`."""
     dense: bool = False
@@ -62,7 +64,7 @@ def read_table(
     """The request that a table and the query of its URL make. Raises InvalidRequestError, TooLargeError."""
     problems: list[Problem] = []
     options = _options(query, problems)
-    rows, read = form.count(body, features)
+    rows, read = form.count(body, features, limits.rows)
     return understood(
         options,
         read,
@@ -79,15 +81,22 @@ def refuse_options(query: bytes) -> None:
     """Raise InvalidRequestError where a query has an option, though the body is JSON and has a place of its own for it."""
     if not query:
         return
-    misplaced = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name in OPTIONS]
+    misplaced = [name for name, _ in _pairs(query) if name in OPTIONS]
     if misplaced:
         raise InvalidRequestError(f"{misplaced[0]!r} stands in the query, which tables have; a JSON request has it in its body")
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_OPTIONS)
+    except ValueError:
+        raise InvalidRequestError(f"the query has more than {_MOST_OPTIONS} options (known: {', '.join(OPTIONS)})") from None
 
 
 def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
     """The query as the options of a JSON request: numbers with commas between are an array."""
     options: dict[str, Any] = {}
-    for name, text in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+    for name, text in _pairs(query):
         if name not in OPTIONS:
             known = ", ".join(OPTIONS)
             problems.append(Problem(f"{name[:100]!r} is no option of the query{nearest(name, OPTIONS)} (known: {known})"))
@@ -109,16 +118,20 @@ def _option(text: str) -> Any:
     return number if isinstance(number, float) and math.isfinite(number) else text
 
 
-def _count_csv(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
+def _count_csv(body: bytes, features: Features, most_rows: int) -> tuple[int, Callable[[], Rows]]:
     try:
         lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         header, rows = _header(lines, features)
-        parts = list(by_rows(rows))
+        count, parts = 0, []
+        for part in by_rows(rows):
+            count += len(part)
+            if count <= most_rows:
+                parts.append(part)
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"the body is not UTF-8 (byte {error.start})") from None
     except csv.Error as error:
         raise InvalidRequestError(f"the body is not valid CSV: {error}") from None
-    return sum(map(len, parts)), lambda: _read_csv(parts, header, features)
+    return count, lambda: _read_csv(parts, header, features)
 
 
 def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], Iterator[list[str]]]:
@@ -219,13 +232,12 @@ def answer_columns(prediction: Prediction, request: RowsRequest, targets: Sequen
                     yield f"{target}_{what}_{value}", array[:, number, k]
 
 
-def _count_ndjson(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
-    lines = body.splitlines()
-    return sum(1 for line in lines if line.strip()), lambda: _read_ndjson(lines, features)
+def _count_ndjson(body: bytes, features: Features, _: int) -> tuple[int, Callable[[], Rows]]:
+    return sum(1 for line in io.BytesIO(body) if line.strip()), lambda: _read_ndjson(body, features)
 
 
-def _read_ndjson(lines: list[bytes], features: Features) -> Rows:
-    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+def _read_ndjson(body: bytes, features: Features) -> Rows:
+    filled = ((number, line) for number, line in enumerate(io.BytesIO(body), start=1) if line.strip())
     instances = (_instance(line, features, number=number, row=row) for row, (number, line) in enumerate(filled))
     return joined((read_instances(part, features) for part in by_rows(instances)), features)
 
@@ -246,7 +258,7 @@ def _write_ndjson(prediction: Prediction, request: RowsRequest, targets: tuple[s
     return row_texts(numbers, request.warnings, between=b"\n") + b"\n" * bool(numbers.texts)
 
 
-def _count_arrow(body: bytes, features: Features) -> tuple[int, Callable[[], Rows]]:
+def _count_arrow(body: bytes, features: Features, _: int) -> tuple[int, Callable[[], Rows]]:
     try:
         from service.codecs import arrow
     except ImportError:

@@ -127,6 +127,8 @@ class Batcher:
         future: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
 
         def done(result: Part | Exception) -> None:
+            if future.cancelled():  # the caller has gone in this very turn
+                return
             if isinstance(result, Exception):
                 future.set_exception(result)
             else:

@@ -1,6 +1,7 @@
 """Bodies in, JSON out, and the one error form of every failure."""
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ CLIENT_GONE = 499
 JSON = b"application/json"
 _LENGTH_DIGITS = 18
 LARGE_BYTES = 100_000
+LARGE_CELLS = 20_000
 LARGE_NUMBERS = 2500
-"""Beyond either, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
+"""Beyond any, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
 
 _JOINED_ASIDE = 2**20
 """From so many bytes on, bytes.join lets other threads run."""
@@ -65,8 +67,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def length_of(value: bytes | None) -> int | None:
-    """The length that a header tells; None where there is none, or no plain number."""
-    return int(value) if value is not None and value.isdigit() and len(value) <= _LENGTH_DIGITS else None
+    """The length that a header tells; None where there is none, or no plain number. A huge one is sys.maxsize."""
+    if value is None or not value.isdigit():
+        return None
+    digits = value.lstrip(b"0") or b"0"
+    return int(digits) if len(digits) <= _LENGTH_DIGITS else sys.maxsize
 
 
 def error_content(error: ServiceError) -> Content:
@@ -82,7 +87,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """
     encoding = None
     for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
+        if name == b"content-length" and (length_of(value) or 0) > limit:
             raise _too_large(limit)  # before it is sent
         if name == b"content-encoding":
             encoding = value.decode("latin-1").lower()
@@ -94,7 +99,7 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
         raise ClientDisconnect
     if len(body) > limit:
         raise _too_large(limit)
-    return body if encoding is None else _decompressed(body, encoding, limit=limit)
+    return body if encoding is None else await asyncio.to_thread(_decompressed, body, encoding, limit=limit)
 
 
 def add_error_handlers(app: FastAPI) -> None:

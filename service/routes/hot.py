@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import MethodNotAllowedError, ServiceError
 from service.inference.batcher import Part
@@ -39,6 +39,9 @@ _ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
     (re.compile("/invocations"), INVOCATIONS),
 )
 
+_SHORT_BYTES = 1000
+"""No shorter body takes long to read, whatever it holds."""
+
 GiveUp = Callable[[], None]
 """To be called when the client has gone: what is not run yet will not be run."""
 
@@ -66,6 +69,7 @@ class Predictions:
     def __init__(self, state: ServiceState):
         self._state = state
         self._vertex_route = state.settings.vertex_predict_route
+        self._aside: set[asyncio.Task[Content]] = set()  # which the event loop itself would forget
 
     def route(self, path: str) -> Route | None:
         """What this path asks for; None where it is no prediction path."""
@@ -80,7 +84,7 @@ class Predictions:
             if (length_of(header(scope, b"content-length")) or 0) > LARGE_BYTES:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
-            long = route.protocol.reading_takes_long(scope, body)
+            long = route.protocol.reading_takes_long(model, scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
             outputs = model.batcher.outputs(
@@ -126,6 +130,9 @@ class Predictions:
             model = work.find_model(route.names)
             if len(body) > LARGE_BYTES:
                 model.batcher.check_room()
+            if len(body) > _SHORT_BYTES and route.protocol.reading_takes_long(model, scope, body):
+                work.hand_over()
+                return self._begin_aside(route, scope, body, end)
             asked = work.read(model, body)
             question, seconds = asked.question, asked.timeout_seconds
             call = model.batcher.submit(
@@ -135,6 +142,27 @@ class Predictions:
             end(work.end(error))
             return None
         return lambda: model.batcher.give_up(call, ClientDisconnect())
+
+    def _begin_aside(self, route: Route, scope: Scope, body: bytes, end: Callable[[Content | Exception], None]) -> GiveUp:
+        """As `begin`, for a body that takes long to read though it is small."""
+        gone = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive() -> Message:
+            message = next(messages, None)
+            if message is None:
+                await gone.wait()
+            return message or {"type": "http.disconnect"}
+
+        def answered(task: asyncio.Task[Content]) -> None:
+            self._aside.discard(task)
+            error = task.exception()
+            end(error if isinstance(error, Exception) else task.result())
+
+        task = asyncio.create_task(self.answer(route, scope, receive))
+        self._aside.add(task)
+        task.add_done_callback(answered)
+        return gone.set
 
 
 class _Work:
@@ -156,6 +184,10 @@ class _Work:
             raise MethodNotAllowedError(f"{method} is not allowed here; use POST", headers={"Allow": "POST"})
         self._model = model = self._state.repository.model(**names) if names else self._state.default_model()
         return model
+
+    def hand_over(self) -> None:
+        """The request goes another way, which counts it."""
+        self._state.metrics.in_flight -= 1
 
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:
         started = time.perf_counter()

@@ -69,7 +69,7 @@ def bytes_to_read(length: int, json_length: bytes | None) -> int:
     return text + (length - text) // _RAW_TO_JSON
 
 
-def _reading_takes_long(scope: Scope, body: bytes) -> bool:
+def _reading_takes_long(_: ServedModel, scope: Scope, body: bytes) -> bool:
     return bytes_to_read(len(body), header(scope, JSON_LENGTH_HEADER)) > LARGE_BYTES
 
 

@@ -10,7 +10,7 @@ from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
-from service.routes.answers import JSON, LARGE_BYTES, LARGE_NUMBERS, Content, header
+from service.routes.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Content, header
 from service.routes.protocol import Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"
@@ -66,9 +66,15 @@ def _media_type(scope: Scope) -> bytes:
     return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
 
 
-def _reading_takes_long(scope: Scope, body: bytes) -> bool:
+def _reading_takes_long(model: ServedModel, scope: Scope, body: bytes) -> bool:
     form = FORMATS.get(_media_type(scope))
-    return len(body) > LARGE_BYTES or (form is not None and form.dense)
+    if len(body) > LARGE_BYTES or (form is not None and form.dense):
+        return True
+    features = len(model.features.names)
+    if len(body) * features <= LARGE_CELLS:
+        return False
+    rows = body.count(b"{") + body.count(b"[") if form is None else body.count(b"\n")  # `{}` takes as long as a full one
+    return rows * features > LARGE_CELLS
 
 
 def _writing_takes_long(asked: Asked[RowsRequest]) -> bool:

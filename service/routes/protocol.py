@@ -34,7 +34,7 @@ class Protocol:
     name: str
     read: Callable[[Limits, ServedModel, Scope, bytes], Asked[Any]]
     write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
-    reading_takes_long: Callable[[Scope, bytes], bool]
+    reading_takes_long: Callable[[ServedModel, Scope, bytes], bool]
     """Whether reading this body may take long, and belongs in a thread."""
     writing_takes_long: Callable[[Asked[Any]], bool]
     """Likewise the writing of this answer."""

@@ -11,13 +11,14 @@ import service
 from service.codecs.documents import tensor_metadata
 from service.codecs.features import json_type
 from service.codecs.tensors import parameters
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, TooLargeError
 from service.inference.model import ServedModel
 from service.metrics import statistics
 from service.repository import Entry
 from service.routes.answers import json_answer, read_body
 from service.state import state_of
 
+_BODY_BYTES = 64 * 1024
 EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy", "statistics")
 
 router = APIRouter(tags=["open inference protocol"])
@@ -64,8 +65,7 @@ async def version_statistics(request: Request) -> Response:
 async def repository_index(request: Request) -> Response:
     """Every version that the repository holds, with its state; `{"ready": true}` asks for those that can answer only."""
     state = state_of(request)
-    body = await read_body(request.scope, request.receive, limit=state.settings.max_body_bytes)
-    only_ready = _asked(body).get("ready", False)
+    only_ready = (await _asked(request)).get("ready", False)
     if not isinstance(only_ready, bool):
         raise InvalidRequestError(f"'ready' is {json_type(only_ready)}; give true or false")
     index = [line for name, entry in sorted(state.repository.entries.items()) for line in _index(name, entry)]
@@ -90,8 +90,7 @@ async def unload(request: Request) -> Response:
 
 async def _no_overrides(request: Request) -> None:
     """Raise InvalidRequestError for parameters that would bring a model from elsewhere than the repository."""
-    body = await read_body(request.scope, request.receive, limit=state_of(request).settings.max_body_bytes)
-    for name in parameters(_asked(body), "the request"):
+    for name in parameters(await _asked(request), "the request"):
         if name != "unload_dependents":  # what Triton's client always sends; no model depends on another here
             raise InvalidRequestError(f"parameter {name[:100]!r} is not taken; models come from the repository only")
 
@@ -116,8 +115,12 @@ def _index(name: str, entry: Entry) -> list[dict[str, Any]]:
     return lines
 
 
-def _asked(body: bytes) -> dict[str, Any]:
+async def _asked(request: Request) -> dict[str, Any]:
     """The optional object that a repository request holds."""
+    try:
+        body = await read_body(request.scope, request.receive, limit=_BODY_BYTES)
+    except TooLargeError:
+        raise TooLargeError(f"the body is larger than {_BODY_BYTES} bytes, and this route takes a few parameters") from None
     try:
         asked = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:

@@ -77,12 +77,12 @@ def test_a_boolean_is_true_or_one(value):
     assert one("boolean", value) == 1.0
 
 
-@pytest.mark.parametrize("value", [3, 3.0, "3"])
+@pytest.mark.parametrize("value", [3, 3.0, "3", "3.0", " 3.00 "])
 def test_a_whole_number_category_may_be_sent_as_number_or_text(value):
     assert one("categorical", value, categories=["1", "3"], integer=True) == 1.0
 
 
-@pytest.mark.parametrize("value", ["4", 4, 3.5, ""])
+@pytest.mark.parametrize("value", ["4", 4, 3.5, "", "3.5", "3.", ".0"])
 def test_an_unknown_category_counts_as_missing(value):
     assert math.isnan(one("categorical", value, categories=["1", "3"], integer=True))
 
@@ -197,6 +197,26 @@ def test_of_many_unusual_rows_the_first_are_told():
     assert list(warnings_about(unusual, MIXED_FEATURES, rows=2)) == [0, 2]
 
 
+@pytest.mark.parametrize("categories", [0, 5])
+def test_of_very_many_unusual_values_the_first_are_described(categories, monkeypatch):
+    monkeypatch.setattr("service.codecs.features._DESCRIBED", 10)
+    instances = [[9, 1, "pink" if row < categories else "red", True, 1.6e9] for row in range(20)]
+    x, unknown, _ = read_instances(instances, MIXED_FEATURES)
+    warnings = warnings_about(find_unusual(x, unknown, MIXED_FEATURES), MIXED_FEATURES)
+    assert list(warnings) == list(range(20))
+    described = [row for row, sentences in warnings.items() if "a 9 is outside the training range -3 to 3" in sentences]
+    assert described == list(range(10 - categories))
+    assert sum(map(len, warnings.values())) == 10 + 20 - len(described)
+    assert all("is unusual; the first " in sentences[0] for row, sentences in warnings.items() if row not in described)
+
+
+def test_the_first_unusual_row_is_described_whole(monkeypatch):
+    monkeypatch.setattr("service.codecs.features._DESCRIBED", 1)
+    x, unknown, _ = read_instances([[9, 99, "red", True, 1.6e9], [9, 99, "red", True, 1.6e9]], MIXED_FEATURES)
+    warnings = warnings_about(find_unusual(x, unknown, MIXED_FEATURES), MIXED_FEATURES)
+    assert [len(sentences) for sentences in warnings.values()] == [2, 1]
+
+
 def test_a_gap_as_training_had_them_is_usual():
     features = features_of([Column(name="a", kind="numeric", minimum=0.0, maximum=1.0, missing=0.1)])
     assert find_unusual(np.array([[math.nan], [0.5]]), [], features).rows == []
@@ -214,6 +234,15 @@ def test_a_strict_request_is_told_of_categories_alike():
     assert [str(problem) for problem in unknown_category_problems(unknown, MIXED_FEATURES)] == [
         "row 0, feature 'colour': 'Blue' is an unknown category (known: blue, green, red); did you mean 'blue'?"
     ]
+
+
+def test_the_first_unknown_names_alone_are_told_what_they_are_like():
+    names = [f"when{number}" for number in range(9)]
+    (row,) = [read_instances([dict.fromkeys(names)], MIXED_FEATURES)[2]]
+    assert [problem.feature for problem in row] == names
+    assert ["did you mean 'when'?" in problem.problem for problem in row] == [True] * 3 + [False] * 6
+    many = features_of([Column(name=f"f{number}", kind="numeric") for number in range(201)])
+    assert "did you mean" not in read_instances([{"f999": 1}], many)[2][0].problem
 
 
 def test_unknown_categories_are_problems_in_the_order_of_rows():

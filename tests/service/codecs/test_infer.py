@@ -305,6 +305,12 @@ requests = st.fixed_dictionaries(
 )
 
 
+def test_a_long_text_that_is_no_json_is_not_searched():
+    short = refusal(b'{"inputs": [NaN]}').sentence
+    assert "(NaN is no number of JSON" in short
+    assert "NaN" not in refusal(b'{"inputs": [NaN]}' + b" " * 1_000_000).sentence
+
+
 @given(requests, st.binary(max_size=40), st.none() | st.integers(0, 60))
 @example({"inputs": [X | {"data": [1, 10**400]}]}, b"", None)
 def test_no_request_whatever_is_a_bug(request_, raw, json_bytes):

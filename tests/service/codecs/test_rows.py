@@ -274,6 +274,20 @@ def prediction(n, targets, k, **extra):
     return Prediction(values, values + 1, values + 2, bounds - 1, bounds + 1, **extra)
 
 
+@pytest.mark.parametrize("warned", [{}, {3: ["odd"], 9: ["odder"]}])
+@pytest.mark.parametrize("at_once", [1, 20, 100])
+def test_answers_are_the_same_however_many_numbers_are_written_at_once(warned, at_once, monkeypatch):
+    def text():
+        return answer(
+            prediction(10, 2, 3), warned, coverage=(0.5, 0.8, 0.9), targets=("y", "z"), model={"name": "m", "version": "3"}
+        )
+
+    expected = text()
+    monkeypatch.setattr(rows, "NUMBERS_AT_ONCE", at_once)
+    assert text() == expected
+    assert [row for row, one in enumerate(orjson.loads(expected)["predictions"]) if "warnings" in one] == list(warned)
+
+
 def test_an_answer_for_one_target_is_flat_and_in_the_order_asked():
     extra = {"quantiles": np.array([[[1.5, 2.5]]]), "cdf": np.array([[[0.25]]]), "samples": np.array([[[3.0, 4.0]]])}
     text = answer(

@@ -201,4 +201,4 @@ def test_only_what_takes_long_to_read_is_read_in_a_thread(rows, binary, long):
         content, headers = x.tobytes(), [(b"inference-header-content-length", b"0")]
     else:
         content, headers = orjson.dumps(body(x)), []
-    assert V2.reading_takes_long({"headers": headers}, content) is long
+    assert V2.reading_takes_long(None, {"headers": headers}, content) is long

@@ -239,32 +239,71 @@ async def test_large_requests_keep_no_small_ones_out_and_are_refused_before_they
     assert "3000 rows wait" in refused.json()["error"]
 
 
-@pytest.mark.parametrize(("samples", "on_the_loop"), [(10, True), (100_000, False)])
-async def test_a_small_request_for_many_numbers_is_written_in_a_thread(repository, monkeypatch, samples, on_the_loop):
-    threads, answers = [], []
+def noting_threads(monkeypatch, function):
+    """The threads in which a function of the protocol is called."""
+    threads, called = [], getattr(predict, function)
 
     def noted(*arguments, **more):
         threads.append(threading.current_thread())
-        return answer(*arguments, **more)
+        return called(*arguments, **more)
 
-    answer = predict.answer
-    monkeypatch.setattr(predict, "answer", noted)
-    body = orjson.dumps({"instances": [[1, 2]], "samples": samples})
+    monkeypatch.setattr(predict, function, noted)
+    return threads
+
+
+def begin(service, body):
+    """Ask without ASGI: a future of the answer's head and body, and what gives up."""
     scope = {"type": "http", "method": "POST", "path": "/v1/models/m:predict", "headers": [], "query_string": b""}
+    direct, answer = service.app.state.direct, asyncio.get_running_loop().create_future()
+    route = direct.route(b"/v1/models/m:predict")
+    return answer, direct.begin(route, scope, body, done=lambda *answered: answer.set_result(answered))
+
+
+@pytest.mark.parametrize(("samples", "on_the_loop"), [(10, True), (100_000, False)])
+async def test_a_small_request_for_many_numbers_is_written_in_a_thread(repository, monkeypatch, samples, on_the_loop):
+    threads = noting_threads(monkeypatch, "answer")
     async with running(repository) as service:
-        direct = service.app.state.direct
-        done = asyncio.Event()
-
-        def end(head, content):
-            answers.append((head, content))
-            done.set()
-
-        direct.begin(direct.route(b"/v1/models/m:predict"), scope, body, done=end)
-        await asyncio.wait_for(done.wait(), 20)
+        answer, _ = begin(service, orjson.dumps({"instances": [[1, 2]], "samples": samples}))
+        head, content = await asyncio.wait_for(answer, 20)
     assert (threads == [threading.main_thread()]) is on_the_loop
-    ((head, content),) = answers
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert len(orjson.loads(content)["predictions"][0]["samples"]) == samples
+
+
+@pytest.mark.parametrize(("count", "on_the_loop"), [(3000, True), (15_000, False)])
+async def test_a_small_request_of_many_rows_is_read_in_a_thread(repository, monkeypatch, count, on_the_loop):
+    threads = noting_threads(monkeypatch, "read_request")
+    body = b'{"instances":[%b]}' % b",".join([b"{}"] * count)
+    async with running(repository) as service:
+        answer, _ = begin(service, body)
+        head, content = await asyncio.wait_for(answer, 20)
+        refused, _ = begin(service, body[:-1])
+        refused_head, _ = await asyncio.wait_for(refused, 20)
+        left, give_up = begin(service, body)
+        give_up()
+        left_head, _ = await asyncio.wait_for(left, 20)
+        assert service.state.metrics.in_flight == 0
+        outcomes = {outcome: count for outcome, count in service.state.repository.model("m").metrics.requests.items() if count}
+    assert (set(threads) == {threading.main_thread()}) is on_the_loop
+    assert [one[9:12] for one in (head, refused_head, left_head)] == [b"200", b"400", b"499"]
+    assert len(orjson.loads(content)["predictions"]) == count
+    assert outcomes == {"ok": 1, "invalid": 1, "client_gone": 1}
+
+
+async def test_a_length_with_many_noughts_is_that_length(repository):
+    async with running(repository, max_body_bytes=1000) as service:
+        for length, status in ((b"0" * 5000 + b"2", 400), (b"9" * 5000, 413)):
+            answer = await service.http.post("/v1/models/m:predict", content=b"{}", headers={b"content-length": length})
+            assert answer.status_code == status
+
+
+@pytest.mark.parametrize("media_type", ["text/csv", "application/json"])
+async def test_a_query_of_very_many_options_is_refused(repository, media_type):
+    async with running(repository) as service:
+        query, headers = "&".join(["coverages"] * 101), {"content-type": media_type}
+        answer = await service.http.post(f"/v1/models/m:predict?{query}", content=b"1,2\n", headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the query has more than 100 options (known: coverage, quantiles")
 
 
 async def test_a_request_past_its_deadline_is_a_504(repository):

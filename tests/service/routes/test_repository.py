@@ -126,6 +126,13 @@ async def test_the_docs_page_needs_nothing_from_elsewhere(repository):
             assert (await service.http.get(f"/static-offline-docs/{name}")).status_code == 200
 
 
+async def test_the_body_of_a_repository_request_is_small(repository):
+    async with running(repository) as service:
+        answer = await service.http.post("/v2/repository/index", content=b'{"ready": true}' + b" " * 65536)
+    assert answer.status_code == 413
+    assert answer.json()["error"] == "the body is larger than 65536 bytes, and this route takes a few parameters"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "sentence"),
     [
