@@ -91,6 +91,8 @@ class Repository:
         self._reloads = Counter[str]() if reloads is None else reloads
         self._scanning = asyncio.Lock()
         self._refused_names: set[str] = set()
+        self._unreadable: set[str] = set()
+        """Names of folders that this process may not read: what is served of them stays."""
         self._waiting_for: str | None = None
         self._identity: Identity | None = None
         """Of the folder that was read last."""
@@ -100,6 +102,8 @@ class Repository:
         """What keeps the service from being ready, or None where every model can answer."""
         if not self.entries:
             what = "has no model yet" if self.path.is_dir() else "does not exist yet"
+            if self._outage is not None:
+                what = f"cannot be read ({self._outage})"
             return f"the model repository {self.path} {what}; waiting for <name>/<version>/{MODEL_FILE}"
         missing = [item for item in sorted(self.entries.items()) if item[1].default is None and not item[1].unloaded_by_hand]
         reasons = [_not_ready(name, entry) for name, entry in missing]
@@ -183,7 +187,7 @@ class Repository:
                 return
             self._tell_outage(None)
             changed = False
-            for name in self.entries.keys() - found.keys():
+            for name in self.entries.keys() - found.keys() - self._unreadable:
                 del self.entries[name]
                 changed = True
                 logger.info("model %s was removed", name)
@@ -210,7 +214,15 @@ class Repository:
             return
         await self.rescan()  # something may have come between the last scan and this watch
         milliseconds = int(self._rescan_seconds * 1e3)
-        changes = awatch(self.path, watch_filter=None, debounce=400, step=50, rust_timeout=milliseconds, yield_on_timeout=True)
+        changes = awatch(
+            self.path,
+            watch_filter=None,
+            debounce=400,
+            step=50,
+            rust_timeout=milliseconds,
+            yield_on_timeout=True,
+            ignore_permission_denied=True,
+        )
         async with contextlib.aclosing(changes):
             async for _ in changes:
                 await self.rescan()
@@ -231,16 +243,24 @@ class Repository:
         return found
 
     def _found(self) -> dict[str, Found]:
-        found = {}
+        found, unreadable = {}, set()
         for folder in _folders(self.path):
             if MODEL_NAME.fullmatch(folder.name):
-                versions = _versions(folder)
+                try:
+                    versions = _versions(folder)
+                    unloaded = (folder / UNLOADED_FILE).exists()
+                except PermissionError as error:
+                    if folder.name not in self._unreadable:
+                        logger.error("%s cannot be read, and stays as it was: %s", folder, error)  # noqa: TRY400
+                    unreadable.add(folder.name)
+                    continue
                 if versions:
                     labels, problem = _labels(folder / LABELS_FILE)
-                    found[folder.name] = Found(versions, labels, problem, unloaded=(folder / UNLOADED_FILE).exists())
+                    found[folder.name] = Found(versions, labels, problem, unloaded=unloaded)
             elif not folder.name.startswith(".") and folder.name not in self._refused_names:
                 self._refused_names.add(folder.name)
-                logger.warning("%s is left out: a model's name is letters, digits, '.', '_' and '-'", folder)
+                logger.warning("%r is left out: a model's name is letters, digits, '.', '_' and '-'", str(folder))
+        self._unreadable = unreadable
         return found
 
     async def _update(self, name: str, found: Found) -> bool:
@@ -283,7 +303,7 @@ class Repository:
         except (ArtifactError, DeviceError) as error:
             entry.failures[version] = str(error)
             if isinstance(error.__cause__, OSError):  # nothing is known of the file, so the next scan tries again
-                del entry.signatures[version]
+                entry.signatures.pop(version, None)
         except Exception as error:
             entry.failures[version] = f"{path}: cannot be loaded ({type(error).__name__}: {error})"
             logger.exception("model %s version %d: an unforeseen problem", name, version)

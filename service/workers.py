@@ -91,7 +91,8 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
-        self._processes = [self._started() for _ in range(self._settings.workers)]
+        for place in range(self._settings.workers):
+            self._start(place)
         status = 0
         while alive := [process for process in self._processes if process.is_alive()]:
             connection.wait([process.sentinel for process in alive], timeout=1.0)
@@ -100,7 +101,8 @@ class _Supervisor:
                     continue
                 forget(self._folder, process.name)
                 if self._stopping.is_set():
-                    status = status or abs(process.exitcode)
+                    if process.exitcode != -signal.SIGTERM:  # that signal alone ends it while it has not begun to serve
+                        status = status or abs(process.exitcode)
                     continue
                 if process.exitcode == _CANNOT_START or self._hopeless(process):
                     logger.error("a worker ended with status %s, and another would too: the service ends", process.exitcode)
@@ -108,15 +110,20 @@ class _Supervisor:
                     self._pass_on(signal.SIGTERM, None)
                     break
                 logger.error("worker %d ended with status %s; another takes its place", process.pid, process.exitcode)
-                self._processes[place] = self._started()
+                self._start(place)
         return status
 
-    def _started(self) -> BaseProcess:
+    def _start(self, place: int) -> None:
+        """Start a worker at the end of the list, or in the place of one that has ended."""
+        if self._stopping.is_set():
+            return
         process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
         process.start()
+        self._processes[place : place + 1] = [process]
         self._begun[process.name] = time.monotonic()
         logger.info("worker %d started", process.pid)
-        return process
+        if self._stopping.is_set():  # by a signal that came before the process was in the list
+            self._pass_on(signal.SIGTERM, None)
 
     def _hopeless(self, ended: BaseProcess) -> bool:
         soon = time.monotonic() - self._begun.pop(ended.name) < _SOON_SECONDS

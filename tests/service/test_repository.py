@@ -200,7 +200,7 @@ async def test_what_is_no_model_is_left_out(repository, caplog):
         await models.rescan()
     assert list(models.entries) == ["m"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{repository / 'a b'} is left out: a model's name is letters, digits, '.', '_' and '-'"
+        f"{str(repository / 'a b')!r} is left out: a model's name is letters, digits, '.', '_' and '-'"
     ]
 
 
@@ -402,3 +402,48 @@ async def test_labels_that_are_no_file_are_told(repository):
     os.mkfifo(repository / "m" / "labels.json")
     models = await scanned(repository)
     assert "no regular file" in models.entry("m").labels_problem
+
+
+async def test_a_folder_that_may_not_be_read_stays_as_it_was_and_holds_up_no_other(repository, monkeypatch, caplog):
+    models = await scanned(repository)
+    write_formula_model(repository / "n" / "1" / "model.onnx")
+    (repository / "lost+found").mkdir()
+    iterdir, locked = type(repository).iterdir, {"m"}
+
+    def guarded(path):
+        if path.name in locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(type(repository), "iterdir", guarded)  # root may read all
+    for _ in range(3):
+        await models.rescan()
+    assert (models.model("m").version, models.model("n").version) == (1, 1)
+    assert caplog.text.count("m cannot be read, and stays as it was: [Errno 13]") == 1
+    locked.clear()
+    shutil.rmtree(repository / "m")
+    await models.rescan()
+    assert set(models.entries) == {"n"}
+
+
+async def test_a_repository_that_may_not_be_read_is_what_is_waited_for(repository, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(repository), "iterdir", denied)
+    models = await scanned(repository)
+    assert f"{repository} cannot be read ([Errno 13] Permission denied" in models.waiting_for()
+
+
+async def test_a_model_may_be_loaded_again_while_its_file_is_looked_at(repository, monkeypatch):
+    models = repository_of(repository)
+
+    def unreadable(path, name, version):
+        models.entries["m"].signatures.clear()  # what `load` does, beside a scan
+        raise ArtifactError("cannot be read") from OSError()
+
+    await models.rescan()
+    models._load = unreadable
+    write_version(repository, 2)
+    await models.rescan()
+    assert models.entries["m"].failures[2] == "cannot be read"

@@ -90,6 +90,18 @@ def test_both_serve_and_either_tells_the_counts_of_both(repository, start_two):
         httpx.get(service.url)
 
 
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_a_signal_while_workers_are_started_ends_them(repository, started):
+    command = [sys.executable, "-m", "service", "--repository", str(repository), "--port", "0", "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+        told = ""
+        while told.count(" started") < started or "workers serve" not in told:
+            told += service.stderr.readline()
+        service.send_signal(signal.SIGTERM)
+        service.stderr.read()
+        assert service.wait(timeout=30) == 0
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start_two):
     service = start_two(repository)
     service.ask(20)
