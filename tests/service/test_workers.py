@@ -98,8 +98,11 @@ def test_a_signal_while_workers_are_started_ends_them(repository, started):
         while told.count(" started") < started or "workers serve" not in told:
             told += service.stderr.readline()
         service.send_signal(signal.SIGTERM)
-        service.stderr.read()
-        assert service.wait(timeout=30) == 0
+        try:
+            service.communicate(timeout=30)
+        finally:
+            service.kill()
+    assert service.returncode == 0
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start_two):
