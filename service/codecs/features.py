@@ -213,6 +213,8 @@ class Unusual:
     @cached_property
     def rows(self) -> list[int]:
         """The rows that are unusual in some way, in order."""
+        if len(self.row) <= _FEW:  # NumPy would take longer
+            return sorted({*self.row.tolist(), *(item.row for item in self.unknown)})
         rows: list[int] = np.unique(self.row_of_each).tolist()
         return rows
 
@@ -254,9 +256,8 @@ def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = N
     if not told:
         return {}
     end = told[-1] + 1
-    each = np.sort(unusual.row_of_each)
-    if len(each) > _DESCRIBED:
-        end = min(end, max(int(each[_DESCRIBED]), told[0] + 1))
+    if len(unusual.row) + len(unusual.unknown) > _DESCRIBED:
+        end = min(end, max(int(np.sort(unusual.row_of_each)[_DESCRIBED]), told[0] + 1))
     sentences: dict[int, list[str]] = {row: [] if row < end else _UNDESCRIBED for row in told}
     for item in unusual.unknown:
         if item.row < end:

@@ -57,6 +57,7 @@ class RowsRequest:
 
     question: Question
     warnings: dict[int, list[str]]
+    """By row, in order."""
 
 
 def read_request(
@@ -153,12 +154,13 @@ def row_texts(numbers: RowNumbers, warnings: dict[int, list[str]], *, between: b
     if len(texts) == per_row and not warnings:
         return template % tuple(texts) if texts else b""
     count, pieces = len(texts) // per_row if per_row else 0, []
-    step = _rows_at_once(per_row)
+    step, warned = _rows_at_once(per_row), iter(warnings.items())
+    row, sentences = next(warned, (count, []))
     for start in range(0, count, step):
         rows = [template] * min(step, count - start)
-        for row in range(start, start + len(rows)) if warnings else ():
-            if row in warnings:
-                rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(warnings[row])
+        while row < start + len(rows):
+            rows[row - start] = template[:-1] + b',"warnings":%b}' % _escaped(sentences)
+            row, sentences = next(warned, (count, []))
         pieces.append(between.join(rows) % tuple(texts[start * per_row : (start + len(rows)) * per_row]))
     return between.join(pieces)
 

@@ -14,6 +14,8 @@ from service.routes.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS
 from service.routes.protocol import Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"
+_CELLS_WORTH_COUNTING = 1_000_000
+"""Bytes by features: with less, even a body of `{},` alone takes no more than some 20 ms."""
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
 
@@ -71,7 +73,7 @@ def _reading_takes_long(model: ServedModel, scope: Scope, body: bytes) -> bool:
     if len(body) > LARGE_BYTES or (form is not None and form.dense):
         return True
     features = len(model.features.names)
-    if len(body) * features <= LARGE_CELLS:
+    if len(body) * features <= _CELLS_WORTH_COUNTING:
         return False
     rows = body.count(b"{") + body.count(b"[") if form is None else body.count(b"\n")  # `{}` takes as long as a full one
     return rows * features > LARGE_CELLS

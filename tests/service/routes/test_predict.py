@@ -272,6 +272,7 @@ async def test_a_small_request_for_many_numbers_is_written_in_a_thread(repositor
 
 @pytest.mark.parametrize(("count", "on_the_loop"), [(3000, True), (15_000, False)])
 async def test_a_small_request_of_many_rows_is_read_in_a_thread(repository, monkeypatch, count, on_the_loop):
+    monkeypatch.setattr(predict, "_CELLS_WORTH_COUNTING", 1000)
     threads = noting_threads(monkeypatch, "read_request")
     body = b'{"instances":[%b]}' % b",".join([b"{}"] * count)
     async with running(repository) as service:
