@@ -232,7 +232,8 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
             self._start_asgi_task(*following)
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._refusal is not None:
             self._write_refusal(*self._refusal)
         else:

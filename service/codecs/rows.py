@@ -73,12 +73,11 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    options: dict[str, Any] = {"targets": targets, "default_coverage": default_coverage, "limits": limits, "rewrite": rewrite}
     request = in_parts(body, KEYS_OF_ROWS, holders_of_rows)
     if request is not None:
         with suppress(orjson.JSONDecodeError):  # the whole tells what is wrong, if anything is
-            return _read(request, features, **options)
-    return _read(_document(body, features, rewrite), features, **options)
+            return _read(request, features, targets, default_coverage, limits, rewrite)
+    return _read(_document(body, features, rewrite), features, targets, default_coverage, limits, rewrite)
 
 
 def understood(
@@ -142,7 +141,7 @@ def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets:
     long = len(coverage) + sum(count for _, count in counts) > _REMEMBERED_NUMBERS
     template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in memory
     rows, texts = len(prediction.mean), []
-    step = _rows_at_once(len(targets) * (3 + 2 * len(coverage) + sum(count for _, count in counts)))
+    step = 1 if rows == 1 else _rows_at_once(len(targets) * (3 + 2 * len(coverage) + sum(count for _, count in counts)))
     for start in range(0, rows, step):
         texts += _number_texts(prediction, [*more.values()], slice(start, start + step), coverages=len(coverage))
     return RowNumbers(texts, template, len(texts) // rows if rows else 0)
@@ -240,13 +239,7 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
 
 
 def _read(
-    request: Any,
-    features: Features,
-    *,
-    targets: int,
-    default_coverage: float,
-    limits: Limits,
-    rewrite: Rewrite | None,
+    request: Any, features: Features, targets: int, default_coverage: float, limits: Limits, rewrite: Rewrite | None
 ) -> RowsRequest:
     """The request of a document, in which an iterator over their parts may stand for the rows; raises what that raises, too."""
     if rewrite is not None and isinstance(request, dict):
