@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import pytest
 
 from service.client import Client, ErrorbarError
 from tests.model_files import write_formula_model
-from tests.service.live import until
+from tests.service.live import connected, until
 from training.publish import publish
 
 
@@ -49,6 +50,16 @@ def test_sigterm_turns_readiness_to_503_while_requests_are_still_served(start, r
         with httpx.Client() as fresh:  # a new connection is still taken
             assert fresh.get(f"{process.url}/v2/health/ready").json()["error"] == "not ready: shutting down"
     assert process.process.wait(timeout=20) == 0
+
+
+def test_a_request_that_does_not_end_holds_the_service_up_for_shutdown_seconds(start, repository):
+    process = start(repository, "--shutdown-seconds", "1")
+    with connected(process) as client:
+        client.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+        until(lambda: "errorbar_in_flight_requests 1" in httpx.get(f"{process.url}/metrics").text)
+        began = time.monotonic()
+        assert process.stop() == 0
+    assert time.monotonic() - began < 10
 
 
 def test_a_port_in_use_is_status_1(start, repository):
