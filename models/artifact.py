@@ -27,6 +27,9 @@ inverse transform of `location + factor * scale`; where the transform is the ide
 
 MOST_BYTES = 2**31 - 1
 """The limit of a protobuf message."""
+RUN_ROWS = 1024
+"""Rows that a network runs on at once: their layers stay in the cache. 221 000 rows through the default network on two cores
+took 9.1 s and 3 890 MiB by 65 536 rows, 2.7 s and 654 MiB by 8192, 2.3 s and 255 MiB by 1024."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of models, in whole: safe as a folder's name, in a URL, and as the label of a metric."""
 
@@ -128,11 +131,13 @@ def open_model(path: Path | str, *, threads: int = 0) -> tuple[Run, Manifest]:
 
 
 def session_run(session: onnxruntime.InferenceSession) -> Run:
-    """`session` as a function from (x, coverage) to all outputs by name."""
+    """`session` as a function from (x, coverage) to all outputs by name; it takes RUN_ROWS rows of x at a time."""
     names = [output.name for output in session.get_outputs()]
 
     def run(x: NDArray[np.float64], coverage: NDArray[np.float64]) -> Arrays:
-        return dict(zip(names, session.run(names, {"x": x, "coverage": coverage}), strict=True))
+        firsts = range(0, max(len(x), 1), RUN_ROWS)
+        parts = [session.run(names, {"x": x[first : first + RUN_ROWS], "coverage": coverage}) for first in firsts]
+        return {name: np.concatenate(arrays) for name, *arrays in zip(names, *parts, strict=True)}
 
     return run
 

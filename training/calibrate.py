@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from models import conformal
-from models.artifact import Run, cpu_session, golden_rows, open_model, read_model, session_run, write_model
+from models.artifact import RUN_ROWS, Run, cpu_session, golden_rows, open_model, read_model, session_run, write_model
 from models.conformal import CalibrationMethod, Dependence, IntervalKind
 from models.distributions import (
     MOST_DEGREES_OF_FREEDOM,
@@ -30,7 +30,6 @@ Rows = NDArray[np.int64]
 Moments = tuple[Values, Values]
 """Location and scale: mean and std of the transformed target, [n, targets] each, before the scale factor."""
 
-_CHUNK_ROWS = 8192
 _GOLDEN_COVERAGES = (0.5, 0.8, 0.9)
 _GOLDEN_PLACES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Where golden values lie in a column's training range."""
@@ -48,8 +47,8 @@ def member_moments(network: onnx.ModelProto, x: Values) -> Moments:
     """Location and scale of the mixture of the members at `x` [n, columns], computed in ONNX Runtime."""
     session = cpu_session(network.SerializeToString())
     parts = []
-    for first in range(0, max(len(x), 1), _CHUNK_ROWS):
-        location, scale = session.run(list(MEMBER_OUTPUTS), {"x": x[first : first + _CHUNK_ROWS]})
+    for first in range(0, max(len(x), 1), RUN_ROWS):
+        location, scale = session.run(list(MEMBER_OUTPUTS), {"x": x[first : first + RUN_ROWS]})
         parts.append(mixture(location, scale))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 

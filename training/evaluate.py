@@ -1,6 +1,5 @@
 """Scores of a model on rows that its fit did not see, and of the baselines that it has to beat. Needs no torch."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,7 +21,6 @@ _UNSEEN: dict[EvaluationSource, str] = {
 }
 PARTS = 5
 """Parts that calibration rows are dealt into for an evaluation: each gets its intervals from the others' residuals."""
-_CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,7 @@ def supported_coverages(rows: int, manifest: Manifest) -> list[float]:
 def predicted(run: Run, x: Values, y: Values, manifest: Manifest) -> Predictions:
     """The answers of a served model at rows `x` [n, columns] that are new to it, for the observed `y` [n, targets]."""
     coverages = supported_coverages(manifest.calibration.rows, manifest)
-    parts = [run(x[rows], np.array(coverages)) for rows in _chunks(len(x))]
-    answers = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+    answers = {name: array.astype(np.float64) for name, array in run(x, np.array(coverages)).items()}
     sources = _sources(x, manifest)
     return Predictions(
         y=y,
@@ -291,8 +288,3 @@ def _raw_moments(location: Values, scale: Values, residuals: Values, targets: li
     std = np.sqrt((raw - mean[..., None]) ** 2 @ weights)
     plain = np.array([target.transform == "identity" for target in targets])
     return np.where(plain, location, mean), np.where(plain, scale, std)
-
-
-def _chunks(rows: int) -> Iterator[slice]:
-    for first in range(0, max(rows, 1), _CHUNK_ROWS):
-        yield slice(first, first + _CHUNK_ROWS)

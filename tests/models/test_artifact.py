@@ -288,6 +288,26 @@ def test_golden_rows_that_are_nan_are_refused(tmp_path, written):
         open_model(tmp_path / "model.onnx", threads=1)
 
 
+def test_many_rows_are_run_in_parts_and_answered_as_one(written, monkeypatch):
+    session, sizes = cpu_session(read_model(written[0])[0], threads=1), []
+
+    class Counted:
+        get_outputs = session.get_outputs
+
+        def run(self, names, inputs):
+            sizes.append(len(inputs["x"]))
+            return session.run(names, inputs)
+
+    run, x, coverage = session_run(Counted()), np.random.default_rng(0).normal(size=(20, 5)), np.array([0.5, 0.9])
+    whole = run(x, coverage)
+    monkeypatch.setattr("models.artifact.RUN_ROWS", 7)
+    parts = run(x, coverage)
+    assert sizes == [20, 7, 7, 6]
+    for name in OUTPUTS:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6, err_msg=name)
+    assert run(x[:0], coverage)["upper"].shape == (0, 1, 2)
+
+
 def test_golden_rows_are_made_of_supported_coverages_alone(written):
     run = session_run(cpu_session(read_model(written[0])[0], threads=1))
     with pytest.raises(ArtifactError, match=r"lower, upper of typical rows is not finite at coverage 0\.5, 0\.999"):

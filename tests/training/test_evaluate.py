@@ -9,7 +9,6 @@ from models.conformal import cumulative_probability
 from models.manifest import Column, Evaluation, Target
 from models.transforms import TRANSFORMS
 from tests.model_files import NUMERIC, formula_network, write_formula_model
-from training import evaluate
 from training.calibrate import Residuals, calibrated, member_moments, transformed
 from training.evaluate import (
     COVERAGES,
@@ -202,15 +201,6 @@ def test_rows_of_a_group_too_small_for_a_coverage_are_left_out_of_its_score(mode
     assert [one.coverage for one in intervals] == [0.5, 0.8, 0.9, 0.95]
     assert intervals[0] != of_the_large_group[0]
     assert intervals[2:] == of_the_large_group[2:], "five rows support no more than 0.8"
-
-
-def test_a_table_in_chunks_is_predicted_as_in_one(model, monkeypatch):
-    run, manifest = model(some_residuals(100), group_column="colour")
-    x = rows(50)
-    y = observed(x, ONE, stats.norm())
-    whole = predicted(run, x, y, manifest)
-    monkeypatch.setattr(evaluate, "_CHUNK_ROWS", 7)
-    assert_same(predicted(run, x, y, manifest), whole)
 
 
 def assert_same(one, other):
