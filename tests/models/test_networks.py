@@ -259,3 +259,8 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(share):
     dropped.sum().backward()
     assert torch.equal(values.grad == 0, dropped == 0)
     assert torch.equal(dropout.eval()(values), values)
+
+
+def test_the_largest_dropout_keeps_a_value_in_256():
+    values = Dropout(0.999)(torch.ones(100_000))
+    assert values.unique().tolist() == [0, 256]
