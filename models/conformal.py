@@ -177,29 +177,45 @@ _DEPENDENT: dict[Dependence, str] = {
 }
 
 
-def guarantee(method: CalibrationMethod, *, interval: IntervalKind, rows: int, dependence: Dependence | None = None) -> str:
+def guarantee(
+    method: CalibrationMethod,
+    *,
+    interval: IntervalKind,
+    rows: int,
+    dependence: Dependence | None = None,
+    group_column: str | None = None,
+) -> str:
     """What the prediction intervals of a calibration hold, in plain words.
 
-    dependence: rows were split by group or by time, since they depend on each other.
+    rows: all calibration rows. dependence: rows were split by group or by time, since they depend on each other. group_column:
+    each value of it is calibrated by itself.
     """
-    if dependence is not None and method != "none":
-        independent = guarantee(method, interval=interval, rows=rows).replace(_spread_of_coverage(rows, interval), "")
-        return f"{independent} {_DEPENDENT[dependence]}"
+    beyond = 1 if interval == "symmetric" else 2
+    n, whose, spread = f"{rows + 1}", f"the {rows} calibration rows", ""
     finite = f"Finite intervals up to coverage {largest_coverage(rows, interval=interval)}."
+    if group_column is not None:
+        n, whose = "(n + 1)", f"the n calibration rows with its value of {group_column}"
+        finite = (
+            f"The intervals of a row are made of the n calibration rows with its value of {group_column} alone, and are finite "
+            f"up to coverage {'n' if beyond == 1 else '(n - 1)'}/(n + 1). A row whose value has no calibration rows, or is "
+            f"missing, gets those of all {rows} together, without a promise."
+        )
+    elif dependence is None:
+        spread = _spread_of_coverage(rows, interval)
+    limits = "" if dependence is None else f" {_DEPENDENT[dependence]}"
     match method:
         case "split":
             return (
-                "An interval of coverage c holds the target of a new row with a probability from c to c + "
-                f"{1 if interval == 'symmetric' else 2}/{rows + 1}, on average over calibration sets, if that row and the "
-                f"{rows} calibration rows, which took no part in fitting, are exchangeable and their residuals have no "
-                f"ties. {_spread_of_coverage(rows, interval)}{finite}"
+                f"An interval of coverage c holds the target of a new row with a probability from c to c + {beyond}/{n}, on "
+                f"average over calibration sets, if that row and {whose}, which took no part in fitting, are exchangeable and "
+                f"their residuals have no ties. {spread}{finite}{limits}"
             )
         case "cross":
             return (
                 f"Calibrated by cross-fitting on {rows} rows: each residual comes from networks that did not see its row. "
                 "For an interval of coverage c around the mean of all members no finite-sample guarantee is proven; CV+, "
                 "the nearest method that has one, holds the target with a probability of at least about 1 - 2 (1 - c), "
-                f"and in practice close to c. {finite}"
+                f"and in practice close to c. {finite}{limits}"
             )
         case "none":
             return (

@@ -109,9 +109,6 @@ def calibrated(
         factors = _scale_factors(residuals.values, family, freedom)
         groups = [ResidualGroup(residuals=_sorted(residuals.values, factors))]
         groups += _groups_by_value(residuals, factors, columns, group_column) if group_column else []
-    words = conformal.guarantee(method, interval=interval, rows=groups[0].rows, dependence=dependence)
-    if group_column:
-        words += f" The same holds within each value of {group_column} that has calibration rows, with these rows alone."
     return Calibration(
         method=method,
         interval=interval,
@@ -119,7 +116,9 @@ def calibrated(
         group_column=group_column,
         groups=groups,
         scale_factor=factors.tolist(),
-        guarantee=words,
+        guarantee=conformal.guarantee(
+            method, interval=interval, rows=groups[0].rows, dependence=dependence, group_column=group_column
+        ),
     )
 
 

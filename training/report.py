@@ -129,7 +129,7 @@ def _guarantee(manifest: Manifest) -> Html:
 def _coverage_ranges(calibration: Calibration) -> Html:
     by_group = calibration.group_column is not None
     rows = []
-    for group in calibration.groups:
+    for group in calibration.groups[1:] if by_group else calibration.groups:
         name = "all rows" if group.value is None else f"{calibration.group_column} = {group.value}"
         cells = [name, f"{group.rows:,}"]
         for coverage in COVERAGES:
@@ -146,7 +146,7 @@ def _coverage_ranges(calibration: Calibration) -> Html:
     if calibration.method == "cross":
         words += " That holds for rows held out; for cross-fitted ones it is what to expect, and not proven."
     if by_group:
-        words += " Each group is calibrated by itself; a row of any other value gets the intervals of all rows."
+        words += " Each group is calibrated by itself; a row of any other value gets those of all rows, without a range."
     header = ["calibration rows", "number", *(percent(coverage) for coverage in COVERAGES)]
     return join(tag("p", words), table(header, rows))
 

@@ -135,7 +135,7 @@ def show_calibration(manifest: Manifest) -> None:
     factors = ", ".join(f"{factor:.3g}" for factor in calibration.scale_factor)
     _console.print(f"calibration: {calibration.method}, {calibration.interval}, {calibration.rows} rows; std times {factors}")
     _console.print(calibration.guarantee)
-    if calibration.method == "split" and calibration.dependence is None:
+    if calibration.method == "split" and calibration.dependence is None and calibration.group_column is None:
         coverage = manifest.default_coverage
         low, high = coverage_range(coverage, rows=calibration.rows, interval=calibration.interval)
         _console.print(f"coverage {coverage:g} on new rows: between {low:.3f} and {high:.3f} with 90 % probability")

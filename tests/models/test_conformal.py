@@ -1,4 +1,5 @@
 import doctest
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -433,6 +434,17 @@ def test_the_guarantee_of_a_tiny_split_makes_no_claim_at_90_percent():
     words = guarantee("split", interval="symmetric", rows=8)
     assert "0.9 interval" not in words
     assert words.endswith("Finite intervals up to coverage 0.8888.")
+
+
+@pytest.mark.parametrize("method", ["split", "cross"])
+@pytest.mark.parametrize(("interval", "excess", "largest"), [("symmetric", 1, "n"), ("equal_tailed", 2, "(n - 1)")])
+def test_the_guarantee_by_group_is_that_of_the_rows_of_a_group(method, interval, excess, largest):
+    words = guarantee(method, interval=interval, rows=150, group_column="sex")
+    assert (f"from c to c + {excess}/(n + 1)" in words) == (method == "split")
+    assert f"finite up to coverage {largest}/(n + 1)." in words
+    assert "has no calibration rows, or is missing, gets those of all 150 together, without a promise." in words
+    assert not re.search(r"151|probability 0\.9|Finite|the 150", words), "what all rows would promise"
+    assert guarantee(method, interval=interval, rows=150, dependence="group", group_column="sex").startswith(f"{words} Rows of")
 
 
 def test_the_guarantee_of_cross_fitting_is_said_to_be_weaker():

@@ -191,6 +191,8 @@ def test_groups_are_listed_with_what_their_rows_support(tmp_path):
     assert "open = true" in page.text
     low, high = stats.beta.ppf([0.05, 0.95], 18, 2)  # 19 rows of "false": rank ceil(20 * 0.9)
     assert f"{low:.3f} to {high:.3f}" in page.text
+    low, high = stats.beta.ppf([0.05, 0.95], 90, 10)  # of all 99 rows, which make no known value's intervals
+    assert f"{low:.3f} to {high:.3f}" not in page.text
 
 
 def test_names_of_the_table_are_escaped_and_shown_as_they_are(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from models.manifest import Column, Evaluation, IntervalScores, Scores, Target
-from tests.model_files import NUMERIC, write_formula_model
+from tests.model_files import MIXED, NUMERIC, write_formula_model
 from training import terminal
 
 COLUMNS = (
@@ -51,6 +51,13 @@ def test_names_with_brackets_are_shown_as_they_are_in_a_manifest(tmp_path, capsy
         "[/b] :smile: [red] has 19 calibration rows",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize(("group_column", "said"), [(None, True), ("colour", False)])
+def test_the_range_of_all_rows_is_said_only_where_these_make_the_intervals(tmp_path, capsys, group_column, said):
+    manifest = write_formula_model(tmp_path / "model.onnx", columns=MIXED, group_column=group_column)
+    terminal.show_calibration(manifest)
+    assert ("coverage 0.9 on new rows: between" in capsys.readouterr().out) == said
 
 
 def test_scores_say_which_rows_they_are_of(tmp_path, capsys):
