@@ -74,10 +74,13 @@ class NetworkOptions(_Options):
     learning_rate: Annotated[Positive, Field(description="Peak learning rate of AdamW (warm-up, then cosine to 0)")] = 4e-3
     weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay")] = 1e-2
     batch_rows: Annotated[Count | None, Field(description="Rows a batch; default grows with the table, 32 to 1024")] = None
-    epochs: Annotated[Count | None, Field(description="Epochs; default about 6 000 updates, 12 to 400 epochs")] = None
+    epochs: Annotated[Count | None, Field(description="Epochs; default about 3 000 updates, 12 to 400 epochs")] = None
     patience: Annotated[
         Count | None,
-        Field(description="Stop after so many epochs in which the held-out CRPS gained under 0.1 %; default a quarter of all"),
+        Field(
+            description="Stop after so many epochs in which the held-out CRPS gained under 0.1 %; default a quarter of all, "
+            "at least 10"
+        ),
     ] = None
     minimum_std: Annotated[Positive, Field(description="Floor of a member's std, relative to the target's")] = 1e-3
     maximum_std: Annotated[float, Field(gt=1, description="Cap of a member's std, relative to the target's")] = 10.0

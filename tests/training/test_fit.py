@@ -385,3 +385,4 @@ def test_batches_grow_with_the_table_and_epochs_shrink():
         *(32, 32, 64, 128, 256, 512, 1024),
     ]
     assert [automatic_epochs(batches) for batches in (1, 10, 30, 1000)] == [400, 300, 100, 12]
+    assert "about 3 000 updates, 12 to 400 epochs" in str(NetworkOptions.model_fields["epochs"].description)
