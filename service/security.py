@@ -146,7 +146,7 @@ def read_keys(path: Path) -> list[Key]:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
         raise KeysError(
-            f"the file of keys {path} is not valid ({place}: {first['msg']}); `service new-key` writes it"
+            f"the file of keys {path} is not valid ({place}: {first['msg']}); `python -m service new-key` writes it"
         ) from error
 
 

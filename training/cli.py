@@ -226,7 +226,7 @@ def publish(
 @app.command()
 def dataset(
     name: Annotated[str, typer.Argument(help="sine, sinusoid, heteroscedastic_sine, three_targets or diabetes")],
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows; default: as in the literature")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows; default: the dataset's usual number")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise")] = 0,
 ) -> None:
     """Write a well-known table to standard output, as CSV."""

@@ -70,7 +70,8 @@ def seen_columns(
 ) -> tuple[list[Column], NDArray[np.float64]]:
     """The columns as `rows` of x [n, columns] describe them, and x in their codes; what other rows hold is not known.
 
-    Ranges, quantiles and shares missing are those of `rows`. A category that is not among them is unknown: NaN in x.
+    Ranges, quantiles and shares missing are those of `rows`. A category that is not among them is unknown: NaN in x, as what is
+    missing; so the share missing of a categorical column stays that of all rows.
     """
     seen, coded = [], x.copy()
     for index, column in enumerate(columns):

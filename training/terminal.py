@@ -83,7 +83,10 @@ def row_progress(total: int | None) -> Iterator[Callable[[int], None]]:
 def show_evaluation(manifest: Manifest) -> None:
     """The scores of the evaluated rows beside the baselines', as a table."""
     if manifest.evaluation is None:
-        say("no scores: no rows were left to measure with, or it was calibrated anew since; errorbar evaluate scores new rows")
+        say(
+            "no scores: no rows were left to measure with, or it was calibrated anew since; "
+            "`python -m training evaluate` scores new rows"
+        )
         return
     show_scores(rows_in_words(manifest.evaluation), {"model": manifest.evaluation.targets, **manifest.evaluation.baselines})
 
