@@ -163,6 +163,13 @@ def test_the_keys_of_the_secret_are_made_as_it_is_said(tmp_path, monkeypatch, ca
     assert f"secret generic {volume['secret']['secretName']} --from-file={arguments[1]}" in text
 
 
+def test_a_model_in_an_image_is_not_kept_out_of_its_build():
+    text, ignored = (DEPLOY / "clouds.md").read_text(), (ROOT / ".dockerignore").read_text()
+    context = re.search(r"docker build --file \S+ --tag REGISTRY/errorbar-diabetes (\S+)", text)[1]
+    copied = re.search(r"^COPY (\S+) /models$", text, re.MULTILINE)[1]
+    assert context != "." or f"!{copied}" in ignored.splitlines()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_file_holds_a_key(path):
     text = path.read_text()
