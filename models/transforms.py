@@ -29,22 +29,6 @@ class TargetTransform:
     log_derivative: Callable[[Values], Values]
     """log |d forward / dy| at y."""
 
-    def check(self, y: Values, *, target: str) -> None:
-        """Raise ValueError about the first value of `y` [rows] that this transform cannot take (NaN included)."""
-        outside = ~((y > self.minimum) & (y < self.maximum))
-        if outside.any():
-            row = int(outside.argmax())
-            raise ValueError(
-                f"target {target!r} is {float(y[row])} in row {row} (counted from 0), "
-                f"and the transform {self.name!r} needs {self._domain}"
-            )
-
-    @property
-    def _domain(self) -> str:
-        if math.isfinite(self.maximum):
-            return f"values between {self.minimum:g} and {self.maximum:g}, both excluded"
-        return f"values above {self.minimum:g}" if math.isfinite(self.minimum) else "finite values"
-
 
 def _exp(z: Values) -> Values:
     # Beyond the largest double the answer is infinity, which needs no warning.

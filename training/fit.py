@@ -130,7 +130,6 @@ def fit(
         )
     finally:
         torch.set_num_threads(threads)
-    network.eval()
     constant = network.head.constant
     with torch.no_grad():
         freedom = None if constant is None else degrees_of_freedom(constant).mean(dim=(0, 1)).tolist()

@@ -12,28 +12,8 @@ from numpy.typing import NDArray
 
 from models.manifest import Column, Target, Transform
 from training.errors import TableError
-from training.files import Source, collect, count_rows, open_table, read_batches, require_columns, scan
-from training.schema import (
-    MAX_CATEGORIES,
-    codes,
-    describe,
-    encode,
-    encode_targets,
-    moments,
-    target_values,
-    weight_values,
-)
-
-__all__ = [
-    "MINIMUM_ROWS",
-    "Table",
-    "TableError",
-    "count_rows",
-    "encode",
-    "encode_targets",
-    "read_batches",
-    "read_table",
-]
+from training.files import Source, collect, open_table, require_columns, scan
+from training.schema import MAX_CATEGORIES, codes, describe, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""

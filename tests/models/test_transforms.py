@@ -27,7 +27,8 @@ def test_inverse_keeps_order_and_stays_inside(name, z):
     transform = TRANSFORMS[name]
     y = transform.inverse(np.sort(z))
     assert (np.diff(y) >= 0).all()
-    transform.check(y, target="y")
+    assert transform.minimum < y[0]
+    assert y[-1] < transform.maximum
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -57,17 +58,3 @@ def test_a_density_in_raw_units_integrates_to_one(name):
 
     total, _ = integrate.quad(density, max(transform.minimum, -20) + 1e-12, min(transform.maximum, 60) - 1e-12, limit=200)
     assert total == pytest.approx(1, abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "sentence"),
-    [
-        ("log", [1.0, 0.0, -2.0], r"target 'price' is 0.0 in row 1 .* 'log' needs values above 0$"),
-        ("logit", [0.5, 0.2, 1.0], r"target 'price' is 1.0 in row 2 .* 'logit' needs values between 0 and 1, both excluded$"),
-        ("identity", [math.nan, 1.0], r"target 'price' is nan in row 0 .* 'identity' needs finite values$"),
-        ("identity", [1.0, math.inf], r"target 'price' is inf in row 1 .* 'identity' needs finite values$"),
-    ],
-)
-def test_the_first_value_outside_the_domain_is_named(name, values, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        TRANSFORMS[name].check(np.array(values), target="price")

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.tables import TableError, read_table
+from training.errors import TableError
+from training.tables import read_table
 
 ROWS = 200
 
