@@ -3,10 +3,12 @@ import polars as pl
 import pytest
 
 from models.artifact import open_model, read_manifest
+from training import train as wiring
 from training.config import FitOptions
 from training.datasets import dataset
 from training.errors import OptionError, TableError
 from training.fit import Epoch
+from training.splits import plan_rows
 from training.train import Progress, train
 
 SMALL = {
@@ -130,6 +132,74 @@ def test_calibration_methods_and_losses_go_through(mixed_table, tmp_path, option
     assert (manifest.calibration.method, manifest.calibration.rows) == (method, rows)
     assert manifest.calibration.interval == options.get("interval", "symmetric")
     assert (manifest.network.family == "laplace") == (options.get("loss") == "laplace")
+
+
+def spied(monkeypatch, module, name):
+    """The calls that `name` of `module` will have had: (arguments, arguments by name, answer)."""
+    function, calls = getattr(module, name), []
+
+    def spy(*arguments, **by_name):
+        calls.append((arguments, by_name, function(*arguments, **by_name)))
+        return calls[-1][2]
+
+    monkeypatch.setattr(module, name, spy)
+    return calls
+
+
+@pytest.mark.parametrize("more", [{"calibration": "split", "calibration_share": 0.3}, {"calibration": "cross"}], ids=str)
+def test_what_is_asked_for_reaches_the_table_the_plan_the_fits_and_the_baselines(mixed_table, tmp_path, monkeypatch, more):
+    frame = pl.read_csv(mixed_table).with_row_index("code").with_columns(pl.col("code") % 3)
+    frame.with_columns(y=pl.when(pl.col("size") < 1).then("y")).write_csv(mixed_table, separator=";")
+    given = {"exclude": ["price"], "categorical": ["code"], "group": "batch", "weight": "share", "drop_missing_target": True}
+    given |= {"delimiter": ";", "stop_share": 0.25, "seed": 3, "loss": "nll"} | more
+    functions = ("read_table", "plan_rows", "chosen_dropout", "feature_statistics", "fit")
+    calls = {name: spied(monkeypatch, wiring, name) for name in functions}
+    calls["cross_predicted"] = spied(monkeypatch, wiring.evaluate, "cross_predicted")
+    _, manifest = trained(mixed_table, tmp_path, **given, baselines=True, epochs=2)
+
+    ((_, asked, table),) = calls["read_table"]
+    for name in ("exclude", "categorical", "group", "weight", "drop_missing_target", "delimiter"):
+        assert asked[name] == given[name]
+    ((_, asked, plan),) = calls["plan_rows"]
+    for name in ("stop_share", "seed", *more):
+        assert asked[name] == given[name]
+    assert asked["groups"] is table.groups
+    assert manifest.calibration.dependence == "group"
+
+    ((described, _, _),) = calls["feature_statistics"]
+    np.testing.assert_array_equal(described[0], table.x[np.setdiff1d(np.arange(table.rows), plan.calibration)])
+    assert [asked["options"].loss for _, asked, _ in calls["fit"]] == ["nll", "homoscedastic"]
+    assert all(asked["weights"] is table.weights for _, asked, _ in calls["fit"] + calls["chosen_dropout"])
+
+    parts = plan.folds or [plan.calibration]
+    for _, asked, _ in calls["cross_predicted"]:
+        np.testing.assert_array_equal(asked["groups"], table.groups[np.concatenate(parts)])
+    others = [np.setdiff1d(np.arange(table.rows), part) for part in parts]
+    means = [np.average(table.y[rows, 0], weights=table.weights[rows]) for rows in others]
+    (constant, *_), *_ = calls["cross_predicted"][0]
+    np.testing.assert_allclose(constant[0][:, 0], np.repeat(means, [len(part) for part in parts]))
+
+
+@pytest.mark.parametrize("calibration", ["cross", "split"])
+def test_no_calibration_row_is_predicted_by_a_network_that_saw_it(monkeypatch, calibration):
+    shares = {"test_share": 0.1, "calibration_share": 0.2, "stop_share": 0.1}
+    plan = plan_rows(200, members=2, folds=3, fold_members=2, calibration=calibration, seed=0, **shares)
+
+    class Networks:
+        """Stands for the fitted networks: a part of them is the rows that it saw."""
+
+        def part(self, networks):
+            return np.concatenate(plan.fit[networks] + plan.stop[networks])
+
+    def moments(seen, x):
+        return x, np.isin(x, seen).astype(float)
+
+    monkeypatch.setattr(wiring, "_moments", moments)
+    rows = np.arange(200)[:, None]
+    networks = Networks()
+    predicted, seen = wiring._unseen_moments(plan, rows, networks, lambda x: moments(networks.part(slice(plan.members)), x))
+    assert predicted[:, 0].tolist() == wiring._calibration_rows(plan).tolist()
+    assert not seen.any()
 
 
 def test_two_targets_with_transforms_of_their_own(mixed_table, tmp_path):
