@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, session_run, write_model
+from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, read_model, session_run, write_model
 from models.distributions import MOST_DEGREES_OF_FREEDOM
 from models.manifest import Column, Manifest, Target
 from tests.model_files import formula_network, write_formula_model
@@ -303,6 +303,16 @@ def test_calibrating_anew_with_a_feature_gives_each_value_its_own_intervals(tmp_
         fresh_x, fresh_y = biased_rows(20_000, seed=3)
         rows = fresh_x[:, 2] == value
         assert coverage_of(path, fresh_x[rows], fresh_y[rows] + 10 * value) == pytest.approx(0.9, abs=0.03)
+
+
+def test_calibrating_anew_does_not_forget_that_rows_depend_on_each_other(tmp_path):
+    path = tmp_path / "model.onnx"
+    manifest = write_model_file(path)
+    calibration = manifest.calibration.model_copy(update={"dependence": "group"})
+    write_model(read_model(path)[0], manifest.model_copy(update={"calibration": calibration}), path)
+    again = recalibrate(path, *biased_rows(100, seed=1), output=path, interval=None, group_column=None)
+    assert again.calibration.dependence == "group"
+    assert "Rows of one group depend on each other" in again.calibration.guarantee
 
 
 def test_a_log_transformed_target_is_calibrated_in_logs(tmp_path):

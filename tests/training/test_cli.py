@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import polars as pl
 import pytest
 
-from models.artifact import read_manifest
+from models.artifact import read_manifest, read_model, write_model
 from tests.model_files import MIXED, write_formula_model
 from training import cli
 from training.config import FitOptions
@@ -118,6 +119,19 @@ def test_a_mistake_is_one_sentence_and_status_2(command, model, mixed_rows, tmp_
     assert status == 2
     assert words in err
     assert "Traceback" not in err + out
+
+
+@pytest.mark.parametrize("name", ["evaluate", "calibrate"])
+def test_the_table_that_a_model_was_fitted_to_is_refused(command, model, mixed_rows, name):
+    data, manifest = read_model(model)
+    digest = hashlib.sha256(mixed_rows.read_bytes()).hexdigest()
+    origin = manifest.origin.model_copy(update={"data_sha256": digest})
+    write_model(data, manifest.model_copy(update={"origin": origin}), model)
+    before = model.read_bytes()
+    status, _, err = command(name, model, mixed_rows)
+    assert status == 2
+    assert "rows.csv is the table that the model was fitted to" in err
+    assert model.read_bytes() == before
 
 
 def test_an_option_that_does_not_exist_is_refused(command):
