@@ -83,8 +83,6 @@ class Repository:
         """reloads: counts the files that were taken in (`ok`) or `refused`."""
         self.path = path
         self.entries: dict[str, Entry] = {}
-        self.generation = 0
-        """Counts the scans that changed something."""
         self._load = load
         self._loaded_versions = loaded_versions
         self._rescan_seconds = rescan_seconds
@@ -186,14 +184,11 @@ class Repository:
                 self._tell_outage(str(error))
                 return
             self._tell_outage(None)
-            changed = False
             for name in self.entries.keys() - found.keys() - self._unreadable:
                 del self.entries[name]
-                changed = True
                 logger.info("model %s was removed", name)
             for name, folder in found.items():
-                changed |= await self._update(name, folder)
-            self.generation += changed
+                await self._update(name, folder)
             self._tell_what_is_waited_for()
 
     async def watch(self) -> None:
@@ -263,10 +258,9 @@ class Repository:
         self._unreadable = unreadable
         return found
 
-    async def _update(self, name: str, found: Found) -> bool:
-        """Bring one model in step with its folder; whether something changed."""
+    async def _update(self, name: str, found: Found) -> None:
+        """Bring one model in step with its folder."""
         entry = self.entries.get(name) or Entry()
-        before = _state(entry)
         if found.labels_problem not in (None, entry.labels_problem):
             logger.error("labels of %s stay as they were: %s", name, found.labels_problem)
         entry.labels_problem = found.labels_problem
@@ -294,7 +288,6 @@ class Repository:
             entry.failures.pop(version, None)
             if entry.served.pop(version, None):
                 logger.info("model %s version %d is no longer served", name, version)
-        return before != _state(entry)
 
     async def _take_in(self, name: str, version: int, entry: Entry) -> None:
         path, told = self.path / name / str(version) / MODEL_FILE, entry.failures.get(version)
@@ -332,10 +325,6 @@ class Repository:
         if waiting_for is not None and waiting_for != self._waiting_for:
             logger.warning("not ready: %s", waiting_for)
         self._waiting_for = waiting_for
-
-
-def _state(entry: Entry) -> tuple[object, ...]:
-    return dict(entry.served), dict(entry.failures), entry.unloaded, dict(entry.labels), entry.labels_problem
 
 
 def _identity(folder: Path) -> Identity | None:

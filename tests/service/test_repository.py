@@ -291,6 +291,10 @@ async def test_what_is_waited_for_is_said_once(tmp_path, caplog):
     assert "has no model yet" in models.waiting_for()
 
 
+def answering(models):
+    return {name: (dict(entry.served), entry.labels) for name, entry in models.entries.items()}
+
+
 @contextlib.asynccontextmanager
 async def watching(repository, **options):
     """A watched repository, and a function that waits until it has changed once more."""
@@ -299,9 +303,9 @@ async def watching(repository, **options):
     rescan = models.rescan
 
     async def noted():
-        before = models.generation
+        before = answering(models)
         await rescan()
-        if models.generation != before:
+        if answering(models) != before:
             changed.set()
 
     models.rescan = noted
