@@ -236,7 +236,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
         if self._refusal is not None:
             self._write_refusal(*self._refusal)
-        else:
+        elif self._arriving_since is None:
             self._idle_since = self.loop.time()  # in the place of uvicorn's timer for every request
 
     def shutdown(self) -> None:
@@ -264,11 +264,14 @@ class Connection(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """Close the connection where its client lets the service wait for too long."""
         longest = self._limits.request_seconds
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None:
             return
-        if self._unread_since is not None and now - self._unread_since > longest:
-            self._metrics.rejected["unread"] += 1
-            self.transport.abort()
+        if self._unread_since is not None:  # closing, too, waits for the client to read
+            if now - self._unread_since > longest:
+                self._metrics.rejected["unread"] += 1
+                self.transport.abort()
+        elif self.transport.is_closing():
+            return
         elif self._arriving_since is not None and not self.pipeline and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")

@@ -37,9 +37,12 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
     return rest | (options or {}) | {"instances": rows}
 
 
-def holders_of_rows(document: Any) -> list[Any]:
-    """Where KEYS_OF_ROWS may stand."""
-    return [document, document.get("dataframe_split")] if isinstance(document, dict) else []
+def places_of_rows(document: Any) -> list[tuple[Any, str]]:
+    """Where rows may stand, each with its key."""
+    if not isinstance(document, dict):
+        return []
+    *forms, data = KEYS_OF_ROWS
+    return [*((document, form) for form in forms), (document.get("dataframe_split"), data)]
 
 
 def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:

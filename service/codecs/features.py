@@ -27,7 +27,7 @@ Values = NDArray[np.float64]
 PLAIN_NUMBERS = frozenset({int, float, NoneType})
 """The types of what a number may be in JSON: null is a missing one."""
 _FEW = 50
-_NOUGHTS = re.compile(r"\.0+$")
+_NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """Behind whole numbers, which pandas writes so in a column with gaps."""
 _FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 _LISTED_CATEGORIES = 10

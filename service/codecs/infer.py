@@ -213,7 +213,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
 
 def _read_in_parts(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """A large request and its tensors; None where it is to be read whole: it is small, of another form, or wrong somewhere."""
-    request = in_parts(text, ["data"], _inputs)
+    request = in_parts(text, ["data"], _places_of_data)
     if request is None:
         return None
     try:
@@ -222,9 +222,9 @@ def _read_in_parts(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[s
         return None
 
 
-def _inputs(document: Any) -> list[Any]:
+def _places_of_data(document: Any) -> list[tuple[Any, str]]:
     inputs = document.get("inputs") if isinstance(document, dict) else None
-    return inputs if isinstance(inputs, list) else []
+    return [(given, "data") for given in inputs] if isinstance(inputs, list) else []
 
 
 def _read_whole(text: bytes, raw: memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:

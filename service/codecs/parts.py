@@ -32,12 +32,13 @@ def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(islice(waiting, ROWS_AT_ONCE)), [])
 
 
-def in_parts(text: bytes, keys: Sequence[str], holders: Callable[[Any], Sequence[Any]]) -> Any:
+def in_parts(text: bytes, keys: Sequence[str], places: Callable[[Any], Iterable[tuple[Any, str]]]) -> Any:
     """A JSON document with an iterator over its parts in the place of each long array that stands under one of the keys.
 
-    holders(document): where these keys may stand. None where the text is short or to be read whole: it has no such array, has
-    one in another place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array
-    is no JSON, or a text within it looks like a place between two elements.
+    places(document): the objects in which they are looked for, each with its key; all that is found must be read, for only that
+    proves that it is an array. None where the text is short or to be read whole: it has no such array, has one in another
+    place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array is no JSON,
+    or a text within it looks like a place between two elements.
     """
     if len(text) <= 2 * PART_BYTES:
         return None
@@ -46,23 +47,28 @@ def in_parts(text: bytes, keys: Sequence[str], holders: Callable[[Any], Sequence
     arrays: dict[str, list[tuple[int, int]]] = {}
     copied = start = 0
     while len(text) - start > PART_BYTES and (array := begin.search(text, start)):
-        cuts, start = _cuts(text, array.end())
+        rows = text[array.end() : array.end() + 1] in (b"[", b"{")
+        end = len(text) if rows else text.find(b"]", array.end())
+        cuts, start = _cuts(text, array.end(), end, _BETWEEN_ROWS if rows else _BETWEEN_SCALARS)
         if cuts:
             mark = f"{_MARK} {len(arrays)}"
             arrays[mark] = cuts
             pieces += [text[copied : array.end()], b'"%b",' % mark.encode()]
             copied = start
+        elif rows or end < 0:  # what was not found from here on need not be looked for again, which would take very long
+            break
+        else:
+            start = end
     if not arrays:
         return None
     try:
         document = orjson.loads(b"".join([*pieces, text[copied:]]))
     except orjson.JSONDecodeError:
         return None
-    for holder in holders(document):
-        for key in keys if isinstance(holder, dict) else ():
-            found = holder.get(key)
-            if isinstance(found, list) and found and isinstance(found[0], str) and found[0] in arrays:
-                holder[key] = _parts(text, arrays.pop(found[0]), found[1:])
+    for holder, key in places(document):
+        found = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(found, list) and found and isinstance(found[0], str) and found[0] in arrays:
+            holder[key] = _parts(text, arrays.pop(found[0]), found[1:])
     return None if arrays else document  # one is left where its key stands elsewhere, or twice
 
 
@@ -79,11 +85,8 @@ def _parts(text: bytes, cuts: list[tuple[int, int]], rest: list[Any]) -> Iterato
     yield rest
 
 
-def _cuts(text: bytes, start: int) -> tuple[list[tuple[int, int]], int]:
-    """Where the parts of the array whose elements begin at `start` begin and end, and where the rest of it begins."""
-    rows = text[start : start + 1] in (b"[", b"{")
-    between = _BETWEEN_ROWS if rows else _BETWEEN_SCALARS
-    end = len(text) if rows else text.find(b"]", start)
+def _cuts(text: bytes, start: int, end: int, between: re.Pattern[bytes]) -> tuple[list[tuple[int, int]], int]:
+    """Where the parts of what stands from `start` to `end` begin and end, and where the rest of it begins."""
     cuts = []
     while end - start > PART_BYTES and (cut := between.search(text, start + PART_BYTES, end)):
         cuts.append((start, cut.start()))

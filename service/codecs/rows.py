@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.codecs.clouds import KEYS_OF_ROWS, holders_of_rows
+from service.codecs.clouds import KEYS_OF_ROWS, places_of_rows
 from service.codecs.features import (
     Features,
     Rows,
@@ -73,7 +73,7 @@ def read_request(
 
     Raises InvalidRequestError with all its problems, or TooLargeError.
     """
-    request = in_parts(body, KEYS_OF_ROWS, holders_of_rows)
+    request = in_parts(body, KEYS_OF_ROWS, places_of_rows)
     if request is not None:
         with suppress(orjson.JSONDecodeError):  # the whole tells what is wrong, if anything is
             return _read(request, features, targets, default_coverage, limits, rewrite)

@@ -139,7 +139,10 @@ def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], 
 
     An empty line is no row, unless there is but one column: then it is a missing value.
     """
-    line = next(filter(None, lines), [])
+    line, empty = next(lines, None), 0
+    while line == []:
+        line, empty = next(lines, None), empty + 1
+    line = line or []
     first = [cell.strip() for cell in line]
     if not any(cell in features.positions for cell in first):
         if len(first) not in (0, len(features.names)):
@@ -147,7 +150,8 @@ def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], 
                 f"the first line has {len(first)} cells and none is a feature; give a header of feature names, or rows of all "
                 f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
             )
-        return list(features.names), chain([line] if line else [], _filled(lines, columns=len(features.names)))
+        before: list[list[str]] = [[]] * empty if line else []
+        return list(features.names), _filled(chain(before, [line] if line else [], lines), columns=len(features.names))
     check_names(first, features)
     return first, _filled(lines, columns=len(first))
 

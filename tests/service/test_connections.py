@@ -161,6 +161,33 @@ def test_a_client_that_does_not_read_is_dropped(service):
     serves(service)
 
 
+@pytest.mark.parametrize("more", [(), (b"Connection: close",)], ids=["kept", "closing"])
+def test_a_client_that_reads_nothing_of_a_long_answer_is_dropped(tmp_path, more):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    service = Process(tmp_path, "--request-seconds", "2", "--keep-alive-seconds", "1")
+    body = orjson.dumps({"instances": [[1, 2]], "samples": 900_000})
+    with connected(service) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(post(body, *more))
+        until(lambda: rejected(service, "unread") == 1)
+    assert service.stop() == 0
+
+
+def test_a_connection_is_not_idle_while_a_request_arrives(tmp_path):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    service = Process(tmp_path, "--keep-alive-seconds", "1")
+    with connected(service) as client:
+        client.sendall(post(ROW) + post(ROW)[:30])
+        time.sleep(2.5)
+        client.sendall(post(ROW)[30:])
+        assert [status for status, _, _ in answers(client, 2)] == [200, 200]
+    assert service.stop() == 0
+
+
 def test_requests_that_come_together_are_answered_in_their_order(service):
     rows = [b'{"instances": [[%d, 2]]}' % number for number in range(6)]
     get = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -82,9 +82,14 @@ def test_a_whole_number_category_may_be_sent_as_number_or_text(value):
     assert one("categorical", value, categories=["1", "3"], integer=True) == 1.0
 
 
-@pytest.mark.parametrize("value", ["4", 4, 3.5, "", "3.5", "3.", ".0"])
+@pytest.mark.parametrize("value", ["4", 4, 3.5, "", "3.5", "3."])
 def test_an_unknown_category_counts_as_missing(value):
     assert math.isnan(one("categorical", value, categories=["1", "3"], integer=True))
+
+
+def test_a_text_of_nothing_but_noughts_is_an_unknown_category():
+    features = features_of([Column(name="c", kind="categorical", categories=["1", "3"], integer=True)])
+    assert [item.value for item in read_instances([[".0"]], features)[1]] == [".0"]
 
 
 @pytest.mark.parametrize("value", [True, 1.0])

@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Iterator
 
 import orjson
@@ -29,7 +30,7 @@ def short_parts(monkeypatch):
 def read(text):
     """The document in parts put together; None where it is to be read whole."""
     try:
-        document = in_parts(text, ["rows", "instances"], lambda document: [document])
+        document = in_parts(text, ["rows", "instances"], lambda document: [(document, "rows"), (document, "instances")])
         if document is None:
             return None
         assert isinstance(document["instances"], Iterator)
@@ -55,6 +56,16 @@ def test_an_array_is_read_part_by_part(array, separators, monkeypatch):
     assert read(json.dumps(document, separators=separators).encode()) == document
     assert len(read_bytes) > 300
     assert max(read_bytes) < 300
+
+
+@pytest.mark.parametrize("element", [b'"instances":[[1]],', b'"instances":[1],', b'"instances":[1,', b'"instances":[[1,'])
+def test_the_time_grows_with_the_text_and_no_faster(element, monkeypatch):
+    """What looks like many arrays is not searched to its end for each of them: that would take minutes here."""
+    monkeypatch.setattr(parts, "PART_BYTES", 128 * 1024)
+    text = b"{" + element * 100_000 + b'"a":1}'
+    begin = time.perf_counter()
+    assert in_parts(text, ["instances"], lambda document: [(document, "instances")]) is None
+    assert time.perf_counter() - begin < 5
 
 
 @given(arrays, others, st.booleans(), st.booleans())

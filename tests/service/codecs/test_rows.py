@@ -248,6 +248,15 @@ def test_a_large_request_is_read_in_parts(said, rewrite, monkeypatch):
     assert (question.coverage, question.seed, question.samples) == ((0.5,), 7, 1)
 
 
+def test_a_key_of_another_form_within_a_large_frame_hides_no_rows():
+    row, columns = [1.5, 2.5], orjson.dumps(["a", "b"])
+    frame = b'{"columns":%b,"inputs":%b,"data":%b,"index":%b}'
+    frame %= (columns, orjson.dumps([row] * 30_000), orjson.dumps([row] * 2), orjson.dumps([[0, 1]] * 60_000))
+    body = b'{"dataframe_split":%b}' % frame
+    request = read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
+    assert request.question.x.tolist() == [row] * 2
+
+
 def test_too_many_rows_of_a_large_request_are_counted(monkeypatch):
     monkeypatch.setattr(parts, "PART_BYTES", 30)
     with pytest.raises(TooLargeError, match="the request has 1000 rows; at most 100 are allowed"):

@@ -39,8 +39,10 @@ def test_csv_with_a_header_in_any_order_or_none(body):
 
 def test_an_empty_line_is_a_missing_value_where_there_is_one_column():
     one = features_of([NUMERIC[0].model_copy(update={"missing": 1})])
+    assert read("\n\n", features=one).question.x.shape == (0, 1)
     for header in ("a\n", "\na\n", ""):
         np.testing.assert_equal(read(f"{header}1\n\n2\n", features=one).question.x, [[1], [np.nan], [2]])
+    np.testing.assert_equal(read("\n1\n\n2\n", features=one).question.x, [[np.nan], [1], [np.nan], [2]])
     np.testing.assert_equal(read("b\n1\n\n2\n").question.x, [[np.nan, 1], [np.nan, np.nan], [np.nan, 2]])
     assert read("1,2\n\n3,4\n").question.x.tolist() == [[1, 2], [3, 4]]
 
