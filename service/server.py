@@ -79,6 +79,7 @@ def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit status. Raises DeviceError and KeysError as `create_app` does."""
     if settings.keys is None and not _is_loopback(settings.host):
         logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
+    _end_at_hangup()
     if settings.workers > 1:
         return supervise(settings)
     return _run(create_app(settings), settings)
@@ -86,6 +87,7 @@ def serve(settings: Settings) -> int:
 
 def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCounts) -> int:
     """Serve at a socket, as one process of several."""
+    _end_at_hangup()
     return _run(create_app(settings, counts=counts), settings, listening)
 
 
@@ -113,6 +115,12 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
     server = DrainingServer(config, state)
     server.run(sockets=None if listening is None else [listening])
     return 0 if server.started else 1
+
+
+def _end_at_hangup() -> None:
+    """A terminal that goes ends the service as SIGTERM does, unless it was started to outlive it (nohup)."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def _is_loopback(host: str) -> bool:

@@ -58,7 +58,11 @@ class ServiceState:
 
     def snapshots(self) -> list[Snapshot]:
         """What was counted, by every process of this service."""
-        return [self.own_snapshot(), *([] if self.counts is None else self.counts.others())]
+        own = self.own_snapshot()
+        if self.counts is None:
+            return [own]
+        self.counts.leave(own)  # what is told now must not be less when another process tells it
+        return [own, *self.counts.others()]
 
     def own_snapshot(self) -> Snapshot:
         """What this process has counted."""

@@ -1,12 +1,17 @@
 """Request ids and logs. A request's payload is never logged."""
 
+import codecs
+import io
 import json
 import logging
+import queue
 import random
 import re
 import sys
+import threading
 import time
 from datetime import UTC, datetime
+from typing import BinaryIO, TextIO, cast
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +25,11 @@ logger = logging.getLogger("service")
 
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LOGGED_BYTES = 200
+_LOGGED_CHARACTERS = 500
+_STANDARD_ERROR = 2
+_WAITING_LINES = 10_000
+_LAST_SECONDS = 1.0
+codecs.lookup("unicode_escape")  # is imported at its first use, when there may be no file descriptor left
 _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -45,7 +55,9 @@ class RequestWatch:
         """Write the line. status: 0 where there was no answer."""
         seconds, scope, request_id = time.perf_counter() - self._started, self._scope, self.request_id.decode()
         client = scope["client"][0] if scope.get("client") else "-"
-        path = scope["path"].encode("unicode_escape").decode()  # a newline in a path must not make a second line
+        path = (
+            scope["path"][:_LOGGED_CHARACTERS].encode("unicode_escape").decode()
+        )  # a newline in a path must not make a second line
         extra = {
             "request_id": request_id,
             "client": client,
@@ -99,13 +111,56 @@ class RequestTelemetry:
 
 def configure_logging(*, log_format: str, level: str) -> None:
     """Send all logs to standard error, as lines for people (`text`) or as one JSON object a line (`json`)."""
-    handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
+    handler = _LogWriter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     for noisy in ("watchfiles", "httpx", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _LogWriter(logging.Handler):
+    """Writes lines to standard error in a thread: where nobody reads them, lines are lost, and no request waits."""
+
+    def __init__(self, formatter: logging.Formatter):
+        super().__init__()
+        self.setFormatter(formatter)
+        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
+        self._lost = 0
+        if sys.stderr is None:  # closed before the process began
+            self.setLevel(logging.CRITICAL + 1)
+            return
+        # Not sys.stderr itself: its lock, held by a thread that waits, would abort the process at its end
+        raw = io.FileIO(_STANDARD_ERROR, "w", closefd=False)
+        stream = io.TextIOWrapper(cast("BinaryIO", raw), "utf-8", errors="backslashreplace", write_through=True)
+        threading.Thread(target=self._write_to, args=(stream,), daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging."""
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self._lost += 1
+
+    def flush(self) -> None:
+        """Called at the end: what is written by then is written."""
+        end = time.monotonic() + _LAST_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _write_to(self, stream: TextIO) -> None:
+        while True:
+            record = self._lines.get()
+            try:
+                stream.write(f"{self.format(record)}\n")
+            except OSError:  # closed at its other end
+                pass
+            except Exception:  # noqa: BLE001 - as all handlers of logging do
+                self.handleError(record)
+            self._lines.task_done()
+            if self._lost and self._lines.empty():
+                lost, self._lost = self._lost, 0
+                logger.warning("%d lines of the log were lost: they were not read fast enough", lost)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,9 @@ from service.codecs.infer import OUTPUTS as TENSOR_OUTPUTS
 from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
 from service.codecs.tensors import TEXT
 from service.inference.model import ServedModel
+
+_EXACT = 2**53
+"""Beyond it every float64 is whole, and JSON of 64 bits soon ends."""
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:
@@ -219,8 +223,8 @@ def _typical(column: Column) -> Any:
     if typical is None:
         typical = 0.0 if column.minimum is None or column.maximum is None else (column.minimum + column.maximum) / 2
     if column.kind == "datetime":
-        return datetime.fromtimestamp(round(typical), UTC).isoformat().replace("+00:00", "Z")
+        return datetime.fromtimestamp(math.floor(typical), UTC).isoformat().replace("+00:00", "Z")
     short = float(f"{typical:.6g}")
     inside = column.minimum is None or column.maximum is None or column.minimum <= short <= column.maximum
     number = short if inside else typical
-    return round(number) if column.integer and float(round(number)) == number else number
+    return round(number) if column.integer and float(round(number)) == number and abs(number) < _EXACT else number

@@ -5,7 +5,10 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["models.artifact", "service.app", "training.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["models.artifact", "service.app", "service.inference.session", "service.workers", "training.cli", "training.evaluate"],
+)
 def test_onnx_runtime_is_told_to_send_nothing(module):
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     program = f"""

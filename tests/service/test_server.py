@@ -1,6 +1,7 @@
 """Real processes on real ports, asked by the real client."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,57 @@ def test_sigterm_turns_readiness_to_503_while_requests_are_still_served(start, r
         with httpx.Client() as fresh:  # a new connection is still taken
             assert fresh.get(f"{process.url}/v2/health/ready").json()["error"] == "not ready: shutting down"
     assert process.process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_log_that_nobody_reads_holds_up_nobody(repository, log_format):
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--repository",
+        os.fspath(repository),
+        "--port",
+        "0",
+        "--log-format",
+        log_format,
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        told = ""
+        while "on http" not in told:
+            told = process.stderr.readline()
+        url = re.search(r"http://[0-9.:]+", told)[0]
+        with httpx.Client(timeout=10) as client:  # 65 KB stay in the pipe
+            statuses = {client.get(f"{url}/v1/models", headers={"x-forwarded-for": "x" * 200}).status_code for _ in range(2000)}
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+    assert statuses == {200}
+    assert time.monotonic() - began < 10
+
+
+def test_lines_of_a_log_that_was_not_read_are_counted():
+    program = (
+        "import logging, sys, time; from service import telemetry; telemetry._WAITING_LINES = 10\n"
+        "telemetry.configure_logging(log_format='text', level='info')\n"
+        "for number in range(5000): logging.warning('line %d %s', number, 'x' * 100)\n"
+        "sys.stdout.close(); time.sleep(2)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.read()  # until all lines are told
+        lines = process.stderr.read().splitlines()
+    lost = [int(re.search(r"(\d+) lines of the log were lost", line)[1]) for line in lines if "were lost" in line]
+    assert sum(lost) == 5000 - (len(lines) - len(lost))
+
+
+def test_a_hangup_ends_the_service_as_sigterm_does(start, repository):
+    process = start(repository)
+    assert process.stop(signal.SIGHUP) == 0
 
 
 def test_a_request_that_does_not_end_holds_the_service_up_for_shutdown_seconds(start, repository):

@@ -10,8 +10,10 @@ import time
 from functools import partial
 
 import httpx
+import orjson
 import pytest
 
+from service.app import create_app
 from service.metrics import FAMILIES
 from service.settings import Settings
 from service.workers import SharedCounts, forget, own_socket
@@ -88,6 +90,13 @@ def test_both_serve_and_either_tells_the_counts_of_both(repository, start_two):
     assert service.stop() == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(service.url)
+
+
+def test_what_one_process_has_told_the_others_know(repository, tmp_path):
+    state = create_app(Settings(repository=repository), counts=SharedCounts(tmp_path, "one")).state.service
+    state.metrics.rejected["invalid"] += 7
+    told = state.snapshots()
+    assert SharedCounts(tmp_path, "two").others() == orjson.loads(orjson.dumps(told))
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])

@@ -3,7 +3,7 @@
 import pytest
 from jsonschema import Draft202012Validator
 
-from models.manifest import Target
+from models.manifest import Column, Target
 from service.security import OPEN_PATHS, add_key
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running
@@ -59,6 +59,21 @@ async def test_every_example_is_answered_as_told(tmp_path, renamed):
                             answer.json()
                         )
     assert len(asked) == 4 * 4 + 2
+
+
+async def test_columns_of_very_large_numbers_and_of_the_last_moment_have_examples(tmp_path):
+    end = 253402300799.997  # 9999-12-31 23:59:59.997, which databases write for "for ever"
+    columns = (
+        Column(name="n", kind="numeric", integer=True, minimum=3.6e19, maximum=2.9e21, quantiles={"0.5": 1e21}),
+        Column(name="until", kind="datetime", minimum=0.0, maximum=end, quantiles={"0.5": end}),
+    )
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=columns)
+    async with running(tmp_path) as service:
+        document = await document_of(service)
+        metadata = (await service.http.get("/v1/models/m/metadata")).json()
+    example = document["paths"]["/v1/models/{name}:predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert example["instances"] == [{"n": 1e21, "until": "9999-12-31T23:59:59Z"}]
+    assert metadata["example"] == example
 
 
 async def test_with_keys_everything_but_probes_is_locked(repository, tmp_path):
