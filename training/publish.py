@@ -32,7 +32,7 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
         report = model.with_suffix(".html")
         if report.exists():
             _copy_to_disk(report, unfinished / "report.html")
-        open_model(unfinished / "model.onnx")
+        _verify(unfinished / "model.onnx", source=model)
         unfinished.chmod(0o755)  # mkdtemp makes it private; a service under another user must read it
         _flush_folder(unfinished)
         final = _renamed_to_next_version(unfinished, folder)
@@ -81,6 +81,13 @@ def _copy_to_disk(source: Path, target: Path) -> None:
             error.filename = os.fspath(target.parent.parent)
         raise
     target.chmod(0o644)
+
+
+def _verify(copy: Path, *, source: Path) -> None:
+    try:
+        open_model(copy)
+    except ArtifactError as error:  # the copy goes away: what its user has is `source`
+        raise ArtifactError(str(error).replace(str(copy), str(source), 1)) from error
 
 
 def _flush_folder(folder: Path) -> None:

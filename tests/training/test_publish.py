@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,10 +63,10 @@ def test_a_name_that_is_not_safe_is_refused_and_touches_nothing(model, tmp_path,
 
 
 @pytest.mark.parametrize("data", [b"", b"x,y\n1,2\n"])
-def test_a_bad_file_publishes_nothing_and_leaves_no_folder(tmp_path, data):
+def test_a_bad_file_is_named_publishes_nothing_and_leaves_no_folder(tmp_path, data):
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"is empty|is not an ONNX file"):
+    with pytest.raises(ArtifactError, match=rf"^{re.escape(str(bad))}: (is empty|is not an ONNX file)$"):
         publish(bad, tmp_path / "repository", name="sine")
     assert entries(tmp_path / "repository") == []
 
