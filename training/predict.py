@@ -49,7 +49,7 @@ def predict_table(
 
     coverages: of the prediction intervals; none means the model's default. keep: columns of `table` to copy, as they stand
     there. on_rows hears of every batch. Columns are TARGET_mean, TARGET_std, TARGET_epistemic_std, TARGET_lower_0.9,
-    TARGET_upper_0.9 ... Raises ArtifactError, TableError, OptionError.
+    TARGET_upper_0.9 ... Raises ArtifactError, TableError, OptionError, OSError.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise OptionError(f"--output {output}: the name of the predictions ends in .parquet or .csv")
@@ -95,7 +95,10 @@ def predict_table(
         unfinished = Path(folder) / output.name
         lazy = register_io_source(source, schema=first.schema)
         if output.suffix == ".parquet":
-            lazy.sink_parquet(unfinished)
+            try:
+                lazy.sink_parquet(unfinished)
+            except pl.exceptions.PolarsError as error:  # what sink_csv raises as OSError, behind polars' own words
+                raise OSError(str(error).rpartition(": ")[2]) from error
         else:
             lazy.sink_csv(unfinished)
         unfinished.replace(output)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,6 +14,7 @@ from training.calibrate import Residuals, calibrated
 from training.errors import OptionError, TableError
 from training.predict import Scored, predict_table, read_x_y, require_supported
 
+ROOT = Path(__file__).parents[2]
 COLUMNS = MIXED[:4]
 TARGETS = (Target(name="y", minimum=0, maximum=1), Target(name="z", minimum=0, maximum=1))
 COLOURS = ["blue", "green", "red", "violet", None]
@@ -253,6 +258,21 @@ def test_an_interruption_leaves_the_old_predictions_and_nothing_else(model, csv,
         predict_table(model, csv, output=tmp_path / "out.csv", on_rows=interrupt)
     assert (tmp_path / "out.csv").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "out.csv", "rows.csv"]
+
+
+@pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
+def test_predictions_that_cannot_be_written_whole_are_told_in_a_sentence_and_leave_nothing(model, csv, tmp_path, output):
+    program = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+runpy.run_module("training", run_name="__main__")
+"""
+    command = [sys.executable, "-c", program, "predict", model, csv, "-o", tmp_path / output]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: the output: File too large (os error 27)"
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "rows.csv"]
 
 
 def test_old_predictions_are_replaced_and_missing_folders_made(model, csv, tmp_path):
