@@ -225,11 +225,7 @@ def _require_all(series: pl.Series, role: str) -> None:
 def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Rows) -> tuple[list[str], bool, list[str]]:
     """The values to keep, whether all of them are whole numbers, and notes on what was decided."""
     name, notes = series.name, []
-    numbers = series.cast(pl.Float64, strict=False) if series.dtype == pl.String else None
-    mixed = ""
-    if numbers is not None and not named and numbers.count() * 2 > series.count():
-        i = int((series.is_not_null() & numbers.is_null()).to_numpy().argmax())
-        mixed = f"most of its values are numbers, but data row {rows[i]} holds {series[i]!r}"
+    mixed = _mixed(series, rows) if series.dtype == pl.String and not named else ""
     texts = _texts(series)
     integer = bool(texts.drop_nulls().str.contains(r"^-?\d+(\.0+)?$").all())
     if integer:
@@ -253,6 +249,15 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
         )
     categories = sorted(kept[name].to_list(), key=lambda text: (int(text), text) if integer else text)
     return categories, integer, notes
+
+
+def _mixed(series: pl.Series, rows: Rows) -> str:
+    """The first value of a text column that is not what most of its values are, if those are numbers or dates."""
+    for what, converted in (("numbers", _numbers(series)), ("ISO dates", _instants(series))):
+        if converted.count() * 2 > series.count():
+            i = int((series.is_not_null() & converted.is_null()).to_numpy().argmax())
+            return f"most of its values are {what}, but data row {rows[i]} holds {series[i]!r}"
+    return ""
 
 
 def _texts(series: pl.Series, *, integer: bool = False) -> pl.Series:

@@ -146,6 +146,15 @@ def test_one_word_among_few_numbers_makes_categories_and_a_note():
     assert notes == ["column 'f' is taken as categories: most of its values are numbers, but data row 4 holds 'many'"]
 
 
+def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
+    dates = [f"2024-01-{1 + i % 28:02}" for i in range(400)]
+    column, _, notes = described([*dates, None, "31/01/2024"])
+    assert column.kind == "categorical"
+    assert notes == ["column 'f' is taken as categories: most of its values are ISO dates, but data row 402 holds '31/01/2024'"]
+    assert described(["2024-01-31", "2024-01-31", "today", "today"])[2] == []
+    assert described(["2024-01-31", "2024-01-31", "today"], categorical=True)[2] == []
+
+
 @pytest.mark.parametrize("values", [["3", None, "3"], ["a", "a"], ["yes", "yes"], ["2024-01-31"] * 2])
 def test_a_constant_column_is_kept_and_noted(values):
     column, _, notes = described(values)
