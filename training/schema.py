@@ -281,9 +281,9 @@ def _refuse_nested(series: pl.Series) -> None:
 
 def _numbers(series: pl.Series) -> pl.Series:
     if series.dtype == pl.Duration:
-        return _seconds(series.dt.total_microseconds(), per_second=1e6)
+        return _seconds(series.dt.total_microseconds(), per_second=10**6)
     if series.dtype == pl.Time:
-        return _seconds(series.cast(pl.Int64), per_second=1e9)
+        return _seconds(series.cast(pl.Int64), per_second=10**9)
     if series.dtype == pl.String or series.dtype == pl.Boolean or series.dtype.is_numeric():
         return series.cast(pl.Float64, strict=False)
     return _nothing(series)
@@ -312,12 +312,17 @@ def _instants(series: pl.Series) -> pl.Series:
         instants = series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None)))
     else:
         return _nothing(series)
-    return _seconds(instants.dt.epoch("us"), per_second=1e6)
+    return _seconds(instants.dt.epoch("us"), per_second=10**6)
 
 
-def _seconds(counts: pl.Series, *, per_second: float) -> pl.Series:
+def _seconds(counts: pl.Series, *, per_second: int) -> pl.Series:
+    """The float nearest to each count of fractions of a second: as the service has it, which divides integers."""
     # Divided by NumPy: polars multiplies with the reciprocal, and 60.5 s become 60.50000000000001.
-    return pl.Series(counts.name, _floats(counts) / per_second, nan_to_null=True)
+    floats = _floats(counts)
+    whole = counts // per_second
+    split = _floats(whole) + _floats(counts - whole * per_second) / per_second  # two roundings; they show near 1970 alone
+    seconds = np.where(np.abs(floats) < 2**53, floats / per_second, split)  # larger counts were rounded already as floats
+    return pl.Series(counts.name, seconds, nan_to_null=True)
 
 
 def _nothing(series: pl.Series) -> pl.Series:

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from models.manifest import Column, Target
+from service.codecs.features import _seconds as seconds_of_request
 from training.errors import TableError
 from training.schema import codes, describe, encode, encode_targets, infer_kind
 
@@ -90,6 +91,18 @@ def test_a_time_zone_moves_the_instant_and_its_absence_means_utc():
     texts += ["2024-01-31T14:00+02:00", "2024-01-31 12:00:00.250", "1969-12-31T23:59:59"]
     _, values, _ = described(texts)
     np.testing.assert_array_equal(values, [NOON] * 5 + [NOON + 0.25, -1])
+
+
+def test_an_instant_is_the_same_number_in_a_table_and_in_a_request():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(-62_135_596_800 * 10**6, 253_402_300_800 * 10**6, size=20_000)  # years 1 to 9999
+    counts = [*counts, *rng.integers(-(10**10), 10**10, size=2_000), *(counts[:2_000] // 1000 * 1000)]
+    moments = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(count)) for count in counts]
+    texts = [moment.isoformat() for moment in moments] + ["9999-12-31 23:59:59.997", "0001-01-01T00:00:00.001"]
+    _, values, _ = described(texts)
+    assert values.tolist() == [seconds_of_request(text) for text in texts]
+    _, stored, _ = described(pl.Series(moments, dtype=pl.Datetime("us", "UTC")))
+    assert stored.tolist() == values[: len(moments)].tolist()
 
 
 def test_a_numeric_column_has_range_quantiles_and_share_missing():
