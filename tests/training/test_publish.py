@@ -151,6 +151,19 @@ publish.publish(*map(Path, sys.argv[1:]), name="sine")
     assert versions(tmp_path / "sine") == [1]
 
 
+def test_a_publisher_that_is_terminated_leaves_nothing_and_tells(model, tmp_path):
+    program = """
+import os, runpy, signal
+from training import publish
+publish.open_model = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+runpy.run_module("training", run_name="__main__")
+"""
+    command = [sys.executable, "-c", program, "publish", model, tmp_path / "repository", "--name", "sine"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "error: stopped; nothing was written\n")
+    assert entries(tmp_path / "repository") == []
+
+
 def test_what_was_abandoned_a_day_ago_is_removed_and_what_is_under_way_is_not(model, tmp_path):
     abandoned, under_way = tmp_path / "sine" / ".publishing-old", tmp_path / "sine" / ".publishing-new"
     for folder in (abandoned, under_way):
