@@ -14,7 +14,8 @@ set -euo pipefail
 
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "$0"; }
 fail() { echo "train-and-publish: $1" >&2; exit 2; }
-training() { python -P -m training "$@"; }  # -P: a folder `training` in the working directory is not ours
+# -P: a folder `training` in the working directory is not ours. Waited for: what runs in the foreground keeps a trap waiting.
+training() { python -P -m training "$@" & child=$!; wait "$child"; }
 
 table='' name='' repository=model-repository once='' options=()
 while [ $# -gt 0 ]; do
@@ -43,6 +44,15 @@ fi
     fail "model name '$name': use up to 100 letters, digits, '.', '_' and '-', beginning with a letter or a digit (--name)"
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+child=''
+finish() {
+    trap '' INT TERM
+    [ -z "$child" ] || { kill "$child" && wait "$child"; } 2>/dev/null || true
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 training fit "$table" --output "$work/model.onnx" "${options[@]}" >&2  # in this order, an option at the end lacks its value
 training publish "$work/model.onnx" "$repository" --name "$name"

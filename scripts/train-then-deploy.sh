@@ -40,10 +40,10 @@ fi
 
 ensure_environment training
 
-service_pid=''
+child=''
 finish() {
     trap '' INT TERM
-    [ -z "$service_pid" ] || { kill "$service_pid" 2>/dev/null && wait "$service_pid" 2>/dev/null; } || true
+    [ -z "$child" ] || { kill "$child" && wait "$child"; } 2>/dev/null || true
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -57,19 +57,24 @@ if [ -z "$table" ]; then
     mv "$table.tmp" "$table"
     options=(--target progression "${options[@]}")
 fi
-published=$(cd "$invoked_from" && "$root/scripts/train-and-publish.sh" "$table" --repository "$root/model-repository" \
-    ${name:+--name "$name"} "${options[@]}")
+exec {output}< <(cd "$invoked_from" && exec "$root/scripts/train-and-publish.sh" "$table" \
+    --repository "$root/model-repository" ${name:+--name "$name"} "${options[@]}")
+child=$!
+wait "$child"  # and not $(...), which keeps a trap waiting
+child=''
+read -r published <&"$output"
+exec {output}<&-
 version=$(basename "$(dirname "$published")")
 name=$(basename "$(dirname "$(dirname "$published")")")
 
 url=http://127.0.0.1:$port
 if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then  # nobody listens there yet
     python -m service --repository model-repository --port "$port" &
-    service_pid=$!
+    child=$!
 fi
-python examples/first_request.py "$url" "$name" "$version" ${service_pid:+"$service_pid"}
+python examples/first_request.py "$url" "$name" "$version" ${child:+"$child"}
 echo
 echo "Ask it yourself: $url/docs    The report: model-repository/$name/$version/report.html"
-[ -n "$service_pid" ] && [ -z "$stop_after_check" ] || exit 0
+[ -n "$child" ] && [ -z "$stop_after_check" ] || exit 0
 echo "Serving until Ctrl-C."
-wait "$service_pid"
+wait "$child"

@@ -1,12 +1,19 @@
 """What the scripts refuse, and what they hand on to Python."""
 
 import os
+import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+NOT_IN_THE_BACKGROUND = pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+    reason="a job in the background ignores Ctrl-C, and so do its own",
+)
 
 
 @pytest.fixture
@@ -70,3 +77,35 @@ def test_train_and_publish_hands_on_the_options_last_so_that_one_without_a_value
     assert fit.startswith("python: fit t.csv --output ")
     assert fit.endswith("/model.onnx --epochs 3 --target")
     assert publish.endswith("/model.onnx models --name n")
+
+
+@pytest.mark.parametrize("script", ["train-and-publish.sh", "train-then-deploy.sh"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=NOT_IN_THE_BACKGROUND)])
+def test_a_signal_ends_the_training_and_leaves_nothing_and_nothing_is_published(tmp_path, script, number):
+    python = tmp_path / "venv" / "bin" / "python"  # where train-then-deploy.sh looks for it; its fit does not end
+    work = tmp_path / "work"
+    python.parent.mkdir(parents=True)
+    work.mkdir()
+    python.write_text('#!/bin/sh\n[ "$4" != fit ] || { echo "fit $$" >&2; exec sleep 600; }\necho "python: $*" >&2\n')
+    python.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "VENV": str(tmp_path / "venv"),
+        "TMPDIR": str(work),
+    }
+    command = ["bash", SCRIPTS / script, "t.csv", "--target", "y"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as started:
+        fit = next(int(line.split()[1]) for line in started.stderr if line.startswith("fit "))
+        assert len(list(work.iterdir())) == 1
+        started.send_signal(number)
+        try:
+            assert started.wait(timeout=20) == 128 + number
+            with pytest.raises(ProcessLookupError):
+                os.kill(fit, 0)
+            assert started.stderr.read() == ""
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(fit, signal.SIGKILL)
+    assert list(work.iterdir()) == []
