@@ -15,7 +15,7 @@ set -euo pipefail
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "$0"; }
 fail() { echo "train-and-publish: $1" >&2; exit 2; }
 # -P: a folder `training` in the working directory is not ours. Waited for: what runs in the foreground keeps a trap waiting.
-training() { python -P -m training "$@" & child=$!; wait "$child"; }
+training() { python -P -m training "$@" <&0 & child=$!; wait "$child"; }
 
 table='' name='' repository=model-repository once='' options=()
 while [ $# -gt 0 ]; do

@@ -1,8 +1,9 @@
 """Serves model files over HTTP."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
-import models  # noqa: F401 - before anything imports ONNX Runtime, which it tells to send nothing to its maker
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as models/__init__.py says; here ONNX Runtime may be imported before it
 
 try:
     __version__ = version("errorbar")

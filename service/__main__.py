@@ -1,7 +1,11 @@
 """`python -m service`."""
 
+import os
 import sys
 
 from service.cli import main
 
+if sys.stderr is None:  # started with it closed: what is opened next would bear its number, and get what is written to it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.set_inheritable(2, True)
 sys.exit(main())

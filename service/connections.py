@@ -31,6 +31,8 @@ LEFTOVER_BYTES = 1024 * 1024
 """Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
 
 _LAST_SECONDS = 0.25
+_READ_BYTES = 256 * 1024
+"""Of a long answer, at least so many must be read in `request_seconds`."""
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
@@ -102,6 +104,7 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
+        self._unread_bytes = 0  # of what is written, then
         self._in_head = False
         self._headers = 0
         self._progress = 0  # grows with each head and each piece of a body
@@ -245,7 +248,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Called by the transport when the client reads too slowly."""
-        self._unread_since = self.loop.time()
+        self._unread_since, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -267,6 +270,9 @@ class Connection(HttpToolsProtocol):
         if self.transport is None:
             return
         if self._unread_since is not None:  # closing, too, waits for the client to read
+            left = self.transport.get_write_buffer_size()
+            if self._unread_bytes - left >= _READ_BYTES:
+                self._unread_since, self._unread_bytes = now, left
             if now - self._unread_since > longest:
                 self._metrics.rejected["unread"] += 1
                 self.transport.abort()

@@ -125,8 +125,9 @@ class _LogWriter(logging.Handler):
     def __init__(self, formatter: logging.Formatter):
         super().__init__()
         self.setFormatter(formatter)
-        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
-        self._lost = 0
+        # Of all queues the one that may be put into while it is: a collected object may log
+        self._lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        self._taken = self._written = self._lost = 0
         if sys.stderr is None:  # closed before the process began
             self.setLevel(logging.CRITICAL + 1)
             return
@@ -137,15 +138,16 @@ class _LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
-        try:
-            self._lines.put_nowait(record)
-        except queue.Full:
+        if self._lines.qsize() < _WAITING_LINES:
+            self._taken += 1
+            self._lines.put(record)
+        else:
             self._lost += 1
 
     def flush(self) -> None:
         """Called at the end: what is written by then is written."""
         end = time.monotonic() + _LAST_SECONDS
-        while self._lines.unfinished_tasks and time.monotonic() < end:
+        while self._written < self._taken and time.monotonic() < end:
             time.sleep(0.01)
 
     def _write_to(self, stream: TextIO) -> None:
@@ -157,7 +159,7 @@ class _LogWriter(logging.Handler):
                 pass
             except Exception:  # noqa: BLE001 - as all handlers of logging do
                 self.handleError(record)
-            self._lines.task_done()
+            self._written += 1
             if self._lost and self._lines.empty():
                 lost, self._lost = self._lost, 0
                 logger.warning("%d lines of the log were lost: they were not read fast enough", lost)

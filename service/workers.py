@@ -101,7 +101,10 @@ class _Supervisor:
                     continue
                 forget(self._folder, process.name)
                 if self._stopping.is_set():
-                    if process.exitcode != -signal.SIGTERM:  # that signal alone ends it while it has not begun to serve
+                    if process.exitcode not in (
+                        -signal.SIGTERM,
+                        -signal.SIGHUP,
+                    ):  # which end it while it has not begun to serve
                         status = status or abs(process.exitcode)
                     continue
                 if process.exitcode == _CANNOT_START or self._hopeless(process):

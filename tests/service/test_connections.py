@@ -175,6 +175,29 @@ def test_a_client_that_reads_nothing_of_a_long_answer_is_dropped(tmp_path, more)
     assert service.stop() == 0
 
 
+@pytest.mark.parametrize("more", [(), (b"Connection: close",)], ids=["kept", "closing"])
+def test_a_client_that_reads_slowly_gets_all_of_a_long_answer(tmp_path, more):
+    from tests.model_files import write_formula_model
+
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+    service = Process(tmp_path, "--request-seconds", "1")
+    body = orjson.dumps({"instances": [[1, 2]], "samples": 900_000})
+    with connected(service) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.sendall(post(body, *more))
+        head, _, received = client.recv(65536).partition(b"\r\n\r\n")
+        length = int(head.partition(b"content-length: ")[2].split()[0])
+        began = time.monotonic()
+        while len(received) < length:
+            part = client.recv(65536)
+            assert part, "the answer was cut"
+            received += part
+            time.sleep(0.025)
+        assert time.monotonic() - began > 1.5
+    assert received.endswith(b"]}")
+    assert service.stop() == 0
+
+
 def test_a_connection_is_not_idle_while_a_request_arrives(tmp_path):
     from tests.model_files import write_formula_model
 

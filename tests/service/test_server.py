@@ -1,8 +1,10 @@
 """Real processes on real ports, asked by the real client."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -97,6 +99,37 @@ def test_lines_of_a_log_that_was_not_read_are_counted():
         lines = process.stderr.read().splitlines()
     lost = [int(re.search(r"(\d+) lines of the log were lost", line)[1]) for line in lines if "were lost" in line]
     assert sum(lost) == 5000 - (len(lines) - len(lost))
+
+
+def test_a_line_that_is_told_while_another_is_told_holds_up_nobody():
+    program = (
+        "import gc, logging; from service.telemetry import configure_logging\n"
+        "configure_logging(log_format='text', level='info'); gc.set_threshold(1)\n"
+        "class Told:\n"
+        "    def __del__(self): logging.warning('collected')\n"
+        "for number in range(3000):\n"
+        "    told = Told(); told.itself = told; del told; logging.warning('line')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert ended.stderr.count("line") == 3000
+    assert ended.stderr.count("collected") > 2000
+
+
+def test_without_standard_error_the_service_ends_with_status_0(repository):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = f'exec "{sys.executable}" -m service --repository "{repository}" --port {port} 2>&-'
+    with subprocess.Popen(["bash", "-c", command]) as process:
+
+        def ready():
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").is_success
+
+        until(ready)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
 
 
 def test_a_hangup_ends_the_service_as_sigterm_does(start, repository):
