@@ -15,9 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from models.manifest import Column
-from service.codecs.features import Features, Rows, UnknownCategory, Values, infinite, read_column
+from service.codecs.cells import Values
+from service.codecs.features import Features, Rows, UnknownCategory, read_column
 from service.codecs.rows import RowsRequest
 from service.codecs.tables import answer_columns, check_names
+from service.codecs.unusual import infinite
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Prediction, check_finite
 

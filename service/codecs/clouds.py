@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from service.codecs.features import json_type
+from service.codecs.words import json_type
 from service.errors import InvalidRequestError
 
 KEYS_OF_ROWS = ("instances", "dataframe_records", "inputs", "data")
@@ -41,8 +41,8 @@ def places_of_rows(document: Any) -> list[tuple[Any, str]]:
     """Where rows may stand, each with its key."""
     if not isinstance(document, dict):
         return []
-    *forms, data = KEYS_OF_ROWS
-    return [*((document, form) for form in forms), (document.get("dataframe_split"), data)]
+    frame = document.get("dataframe_split")
+    return [(document, "instances"), (document, "dataframe_records"), (document, "inputs"), (frame, "data")]
 
 
 def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:

@@ -1,8 +1,7 @@
-"""The Open Inference Protocol (V2): a request's tensors to the question it asks of a model, outputs to its answer."""
+"""The Open Inference Protocol (V2): a request's tensors to the question that it asks of a model."""
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,24 +9,14 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from models.artifact import Arrays
-from service.codecs.features import (
-    Features,
-    UnknownCategory,
-    find_unusual,
-    infinite,
-    json_type,
-    nearest,
-    read_column,
-    read_number,
-    unknown_category_problems,
-    warnings_about,
-)
-from service.codecs.parts import NUMBERS_AT_ONCE, in_parts
+from service.codecs.cells import Values, read_number
+from service.codecs.features import Features, UnknownCategory, read_column
+from service.codecs.parts import in_parts
 from service.codecs.rows import SEARCHED_BYTES, Limits, check_levels, check_size
-from service.codecs.tensors import NUMBERS, TEXT, Tensor, Values, flag, parameters, raw_numbers, read_tensors
+from service.codecs.tensors import NUMBERS, TEXT, Tensor, flag, parameters, raw_numbers, read_tensors
+from service.codecs.unusual import find_unusual, infinite, unknown_category_problems, warnings_about
+from service.codecs.words import json_type, nearest
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Question
 
@@ -38,7 +27,6 @@ COVERAGE = "coverage"
 DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
-_MOST_PARAMETERS_TEXT = 2000
 _REMEMBERED_BYTES = 1000
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -56,14 +44,6 @@ class InferRequest:
     warnings: dict[int, list[str]]
     """About the first unusual rows."""
     unusual_rows: int
-
-
-@dataclass(slots=True)
-class InferAnswer:
-    """The body of an answer. json_bytes: the length of its JSON part, or None where it is nothing else."""
-
-    body: bytes
-    json_bytes: int | None
 
 
 def read_infer(
@@ -110,78 +90,6 @@ def read_infer(
         warnings=warnings,
         unusual_rows=unusual_rows,
     )
-
-
-def answer(request: InferRequest, arrays: Arrays, *, name: str, version: str) -> InferAnswer:
-    """The answer to `request` from the outputs that it asked for, which `check_finite` has passed."""
-    raw = [_little(arrays[output]).tobytes() for output in request.outputs if output in request.binary]
-    if len(raw) == len(request.outputs) and request.id is None and not request.warnings:
-        described = tuple((output, _datatype(arrays[output]), arrays[output].shape) for output in request.outputs)
-        text = _binary_head(described, tuple(map(len, raw)), name, version)
-    else:
-        text = _head(request, arrays, [len(piece) for piece in raw], name, version)
-    return InferAnswer(b"".join([text, *raw]), len(text)) if raw else InferAnswer(text, None)
-
-
-def check_finite(arrays: Arrays, outputs: Sequence[str]) -> None:
-    """Raise InvalidRequestError where a number is not finite, which JSON cannot hold."""
-    if finite(arrays, outputs):
-        return
-    for name in outputs:
-        rows = np.unique(np.argwhere(~np.isfinite(arrays[name]))[:, 0])[:ENOUGH_PROBLEMS].tolist()
-        if rows:
-            far = f"{name} is not a finite number: the row is too far from the training rows"
-            raise refuse([Problem(far, row=row) for row in rows])
-
-
-def finite(arrays: Arrays, outputs: Sequence[str]) -> bool:
-    """Whether all numbers of these outputs are."""
-    return bool(np.isfinite(np.concatenate([arrays[name].ravel() for name in outputs])).all())
-
-
-def _head(request: InferRequest, arrays: Arrays, binary_bytes: Sequence[int], name: str, version: str) -> bytes:
-    """The JSON of an answer. binary_bytes: of the outputs that stand behind it."""
-    outputs, sizes = [], iter(binary_bytes)
-    for output in request.outputs:
-        array = arrays[output]
-        described: dict[str, Any] = {"name": output, "datatype": _datatype(array), "shape": array.shape}
-        if output in request.binary:
-            described["parameters"] = {"binary_data_size": next(sizes)}
-        else:
-            described["data"] = _data(array)
-        outputs.append(described)
-    document: dict[str, Any] = {"model_name": name, "model_version": version}
-    if request.id is not None:
-        document["id"] = request.id
-    if request.warnings:
-        document["parameters"] = {"warnings": _warnings(request)}
-    return orjson.dumps(document | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _data(array: NDArray[Any]) -> NDArray[Any] | orjson.Fragment:
-    """The numbers of an output, flat. Many are written in parts, between which other threads run."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if len(flat) <= NUMBERS_AT_ONCE:
-        return flat
-    parts = [flat[start : start + NUMBERS_AT_ONCE] for start in range(0, len(flat), NUMBERS_AT_ONCE)]
-    texts = [orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in parts]
-    return orjson.Fragment(b"[%b]" % b",".join(texts))
-
-
-@lru_cache(maxsize=256)
-def _binary_head(
-    described: tuple[tuple[str, str, tuple[int, ...]], ...], sizes: tuple[int, ...], name: str, version: str
-) -> bytes:
-    """As `_head` where every output stands behind it: the same for all requests of one form."""
-    outputs = [
-        {"name": output, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
-        for (output, datatype, shape), size in zip(described, sizes, strict=True)
-    ]
-    return orjson.dumps({"model_name": name, "model_version": version, "outputs": outputs})
-
-
-def _little(array: NDArray[Any]) -> NDArray[Any]:
-    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def _raw_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> InferRequest:
@@ -446,14 +354,3 @@ def _timeout(options: Mapping[str, Any]) -> float | None:
         raise InvalidRequestError(f"parameter 'timeout' is {given if isinstance(given, int | float) else json_type(given)}; "
                                   "give whole microseconds")  # fmt: skip
     return given / 1e6 or None
-
-
-def _datatype(array: NDArray[Any]) -> str:
-    return f"FP{8 * array.dtype.itemsize}"
-
-
-def _warnings(request: InferRequest) -> str:
-    """All warnings as one text, parameters being scalars."""
-    text = "; ".join(f"row {row}: {', '.join(sentences)}" for row, sentences in request.warnings.items())
-    more = request.unusual_rows - len(request.warnings)
-    return text[:_MOST_PARAMETERS_TEXT] + (f"; and {more} more rows" if more > 0 else "")

@@ -14,18 +14,10 @@ import orjson
 from numpy.typing import NDArray
 
 from service.codecs.clouds import KEYS_OF_ROWS, places_of_rows
-from service.codecs.features import (
-    Features,
-    Rows,
-    find_unusual,
-    joined,
-    json_type,
-    nearest,
-    read_instances,
-    unknown_category_problems,
-    warnings_about,
-)
+from service.codecs.features import Features, Rows, joined, read_instances
 from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_parts
+from service.codecs.unusual import find_unusual, unknown_category_problems, warnings_about
+from service.codecs.words import json_type, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
 from service.inference.predictions import Prediction, Question
 

@@ -16,17 +16,8 @@ import numpy as np
 import orjson
 
 from models.manifest import Column
-from service.codecs.features import (
-    Features,
-    Rows,
-    UnknownCategory,
-    infinite,
-    joined,
-    nearest,
-    read_column,
-    read_instances,
-    read_number,
-)
+from service.codecs.cells import read_number
+from service.codecs.features import Features, Rows, UnknownCategory, joined, read_column, read_instances
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
 from service.codecs.rows import (
     OPTIONS,
@@ -37,6 +28,8 @@ from service.codecs.rows import (
     row_texts,
     understood,
 )
+from service.codecs.unusual import infinite
+from service.codecs.words import nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Prediction, check_finite
 

@@ -11,12 +11,10 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.codecs.features import PLAIN_NUMBERS, json_type, numbers
+from service.codecs.cells import PLAIN_NUMBERS, Values, numbers
+from service.codecs.words import json_type
 from service.errors import InvalidRequestError
-
-Values = NDArray[np.float64]
 
 NUMBERS: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),

@@ -2,7 +2,8 @@
 
 from starlette.types import Scope
 
-from service.codecs.infer import InferRequest, answer, check_finite, finite, read_infer
+from service.codecs.infer import InferRequest, read_infer
+from service.codecs.infer_answer import answer, check_finite, finite
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 import service
 from service.codecs.documents import tensor_metadata
-from service.codecs.features import json_type
 from service.codecs.tensors import parameters
+from service.codecs.words import json_type
 from service.errors import InvalidRequestError, TooLargeError
 from service.inference.model import ServedModel
 from service.metrics import statistics

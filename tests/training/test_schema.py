@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from models.manifest import Column, Target
-from service.codecs.features import _seconds as seconds_of_request
+from service.codecs.cells import seconds_since_1970 as seconds_of_request
 from training.errors import TableError
 from training.schema import codes, describe, encode, encode_targets, infer_kind
 

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from service.codecs import infer, parts
 from service.codecs.features import features_of
-from service.codecs.infer import OUTPUTS, InferRequest, answer, check_finite, read_infer
+from service.codecs.infer import OUTPUTS, read_infer
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
-from service.inference.predictions import Question
 from tests.model_files import MIXED, NUMERIC
 
 NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)
@@ -209,79 +208,6 @@ def test_too_many_rows_or_numbers_are_refused():
     with pytest.raises(TooLargeError, match="asks for 3 coverages and quantiles; at most 2"):
         read({"inputs": inputs, "parameters": {"coverage": "0.5,0.6,0.7"}}, levels=2)
     assert read({"inputs": inputs, "outputs": [{"name": "mean"}]}, answer_values=3).outputs == ("mean",)
-
-
-def made(**changes):
-    fields = {"id": None, "outputs": ("mean", "lower"), "binary": frozenset(), "timeout_seconds": None}
-    fields |= {"warnings": {}, "unusual_rows": len(changes.get("warnings", ()))}
-    return InferRequest(question=Question(np.zeros((2, 2)), coverage=(0.5, 0.9)), **(fields | changes))
-
-
-ARRAYS = {"mean": np.array([[1.5], [2.5]], dtype=np.float32), "lower": np.arange(4, dtype=np.float64).reshape(2, 1, 2)}
-
-
-def test_an_answer_as_json():
-    written = answer(made(id="7", warnings={1: ["a is odd", "b too"]}), ARRAYS, name="m", version="3")
-    assert written.json_bytes is None
-    assert orjson.loads(written.body) == {
-        "model_name": "m",
-        "model_version": "3",
-        "id": "7",
-        "parameters": {"warnings": "row 1: a is odd, b too"},
-        "outputs": [
-            {"name": "mean", "datatype": "FP32", "shape": [2, 1], "data": [1.5, 2.5]},
-            {"name": "lower", "datatype": "FP64", "shape": [2, 1, 2], "data": [0, 1, 2, 3]},
-        ],
-    }
-
-
-def test_many_numbers_are_written_as_few_are():
-    mean = np.random.default_rng(0).normal(size=(25_001, 1)).astype(np.float32)
-    written = orjson.loads(answer(made(outputs=("mean",)), {"mean": mean}, name="m", version="3").body)
-    assert written["outputs"] == [
-        {
-            "name": "mean",
-            "datatype": "FP32",
-            "shape": [25_001, 1],
-            "data": orjson.loads(orjson.dumps(mean.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)),
-        }
-    ]
-
-
-def test_an_answer_with_raw_bytes():
-    written = answer(made(binary=frozenset(["lower"])), ARRAYS, name="m", version="3")
-    mean, lower = orjson.loads(written.body[: written.json_bytes])["outputs"]
-    assert mean["data"] == [1.5, 2.5]
-    assert lower == {"name": "lower", "datatype": "FP64", "shape": [2, 1, 2], "parameters": {"binary_data_size": 32}}
-    assert np.frombuffer(written.body[written.json_bytes :]).tolist() == [0, 1, 2, 3]
-
-
-def test_an_answer_never_holds_a_number_that_is_not_finite():
-    arrays = ARRAYS | {"lower": np.array([[[0.0, 1.0]], [[math.inf, 1.0]]])}
-    with pytest.raises(InvalidRequestError, match="row 1: lower is not a finite number: the row is too far from"):
-        check_finite(arrays, ["mean", "lower"])
-    check_finite(ARRAYS, ["mean", "lower"])
-
-
-def test_an_answer_of_raw_bytes_alone_is_that_of_its_own_form():
-    for rows in (1, 2, 1):
-        arrays = {name: array[:rows] for name, array in ARRAYS.items()}
-        for version in ("3", "4"):
-            written = answer(made(binary=frozenset(ARRAYS)), arrays, name="m", version=version)
-            head = orjson.loads(written.body[: written.json_bytes])
-            assert (head["model_version"], [output["shape"][0] for output in head["outputs"]]) == (version, [rows, rows])
-            raw = b"".join(array.tobytes() for array in arrays.values())
-            assert written.body[written.json_bytes :] == raw
-            warned = answer(made(binary=frozenset(ARRAYS), warnings={0: ["odd"]}), arrays, name="m", version=version)
-            assert orjson.loads(warned.body[: warned.json_bytes])["outputs"] == head["outputs"]
-
-
-def test_many_warnings_are_cut():
-    far = {"name": "x", "datatype": "FP64", "shape": [25, 2], "data": [4.0, 1.0] * 25}
-    request = read({"inputs": [far]})
-    assert (request.unusual_rows, list(request.warnings)) == (25, list(range(20)))
-    written = answer(made(warnings={row: ["odd"] for row in range(20)}, unusual_rows=25), ARRAYS, name="m", version="1")
-    assert orjson.loads(written.body)["parameters"]["warnings"].endswith("row 19: odd; and 5 more rows")
 
 
 json_values = st.recursive(
