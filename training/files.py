@@ -25,6 +25,9 @@ from training.errors import TableError
 MISSING_WORDS = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null")
 """Cells that hold one of these words, and Parquet texts alike, are missing values."""
 
+ROW_INDEX = ("", "Unnamed: 0", "__index_level_0__")
+"""The names of a row index beside the data: as R and pandas write it, as pandas reads that again, and as it is in Parquet."""
+
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -240,11 +243,8 @@ def _check_header(source: Source) -> None:
                 f"{name} has one column with the delimiter {source.delimiter!r}, and its header holds {seen[0]!r}: "
                 f"read it with --delimiter {_DELIMITERS[seen[0]]}"
             )
-    if "" in names:
-        raise TableError(
-            f"column {names.index('') + 1} of {name} has no name; name it, or write the table without its row index "
-            "(index=False in pandas)"
-        )
+    if "" in names[1:]:
+        raise TableError(f"column {names.index('', 1) + 1} of {name} has no name; name it")
     twice = [column for i, column in enumerate(names) if column in names[:i]]
     if twice:
         raise TableError(

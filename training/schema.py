@@ -5,6 +5,7 @@ of Parquet. Rows are named in errors as data rows of the file: data row 1 is the
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,7 +78,7 @@ def describe(
     name = series.name
     missing = missing_count(series)
     if missing == len(series):
-        raise TableError(f"column {name!r} has no value in any row; leave it out with --exclude {name}")
+        raise TableError(f"column {name!r} has no value in any row; leave it out with --exclude {shlex.quote(name)}")
     kind: Kind = "categorical" if categorical else infer_kind(series)
     categories, integer = None, False
     notes: list[str] = []
@@ -97,7 +98,8 @@ def describe(
     if known.min() == known.max():
         notes.append(f"column {name!r} has the same value in every row that has one: it carries nothing")
     elif column.integer and missing == 0 and len(known) > 1 and np.all(np.diff(known) == 1):
-        notes.append(f"column {name!r} counts the rows; if it is only their number, leave it out with --exclude {name}")
+        way_out = f"leave it out with --exclude {shlex.quote(name)}"
+        notes.append(f"column {name!r} counts the rows; if it is only their number, {way_out}")
     return column, values, notes
 
 
@@ -236,7 +238,7 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
         reason = mixed or f"it reads as an id or free text{_hint(series)}"
         raise TableError(
             f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: leave it out with "
-            f"--exclude {name}, or keep it with --categorical {name}"
+            f"--exclude {shlex.quote(name)}, or keep it with --categorical {shlex.quote(name)}"
         )
     if mixed:
         notes.append(f"column {name!r} is taken as categories: {mixed}")
@@ -275,7 +277,7 @@ def _refuse_nested(series: pl.Series) -> None:
     if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
         raise TableError(
             f"column {series.name!r} has the type {series.dtype.base_type()}, which is no single value a row; leave it "
-            f"out with --exclude {series.name}, or spread it over columns of its own"
+            f"out with --exclude {shlex.quote(series.name)}, or spread it over columns of its own"
         )
 
 

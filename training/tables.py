@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Column, Target, Transform
 from training.errors import TableError
-from training.files import Source, collect, open_table, require_columns, scan
+from training.files import ROW_INDEX, Source, collect, open_table, require_columns, scan
 from training.schema import MAX_CATEGORIES, codes, describe, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
@@ -69,9 +69,10 @@ def read_table(
 
     Column types are inferred from all rows. A categorical column (text, or named in `categorical`) keeps its
     `max_categories` most frequent values. A constant column stays a feature, with a note, so that a request that
-    holds it is accepted. Rows without any value (blank lines) are left out.
+    holds it is accepted. Rows without any value (blank lines), and the row index that R and pandas write beside the data
+    (`files.ROW_INDEX`), are left out, with a note.
 
-    Raises TableError, one sentence with the reason and the way out, for whatever cannot be trained on.
+    Raises TableError, a sentence with the reason and the way out, for whatever cannot be trained on.
     """
     if max_categories < 1:
         raise TableError(f"max_categories is {max_categories}, but a categorical column needs at least one")
@@ -93,13 +94,22 @@ def read_table(
             f"{repeated} rows repeat another row; copies on both sides of a division make the scores look better, and "
             f"intervals too narrow for new rows: {way_out}"
         )
+    notes += _about_row_index(source, used={*features, *targets, *exclude, *others})
     columns, x = [], np.empty((len(rows), len(features)))
+    wrong = []
     for j, name in enumerate(features):
-        column, x[:, j], remarks = describe(
-            frame.drop_in_place(name), categorical=name in categorical, max_categories=max_categories, rows=rows
-        )
+        series = frame.drop_in_place(name)
+        try:
+            column, x[:, j], remarks = describe(
+                series, categorical=name in categorical, max_categories=max_categories, rows=rows
+            )
+        except TableError as error:
+            wrong.append(str(error))
+            continue
         columns.append(column)
         notes += remarks
+    if wrong:
+        raise TableError("\n".join(wrong))
     with source.path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Table(
@@ -118,6 +128,16 @@ def read_table(
         dropped=height - len(rows),
         notes=notes,
     )
+
+
+def _about_row_index(source: Source, *, used: set[str]) -> list[str]:
+    """Notes on the columns that are left out for being a row index."""
+    return [
+        (f"column {name!r} is" if name else "the first column has no name and is")
+        + " left out: it reads as the row index that pandas and R write; give it a name of its own to keep it"
+        for name in source.names
+        if name in ROW_INDEX and name not in used
+    ]
 
 
 def _repeated_rows(frame: pl.DataFrame, names: Sequence[str], *, group: str | None) -> int:
@@ -151,7 +171,7 @@ def _features(
         both = [name for name in names if name in targets]
         if role != "target" and both:
             raise TableError(f"column {both[0]!r} is a target and cannot be named by {role} too; drop one of the two")
-    away = {*targets, *exclude, *single.values()}
+    away = {*targets, *exclude, *single.values(), *(name for name in ROW_INDEX if not name or name not in categorical)}
     useless = [name for name in categorical if name in away]
     if useless:
         raise TableError(f"categorical names {useless[0]!r}, which is no feature; drop it there or where it is excluded")

@@ -156,6 +156,8 @@ def _filled(lines: Iterator[list[str]], *, columns: int) -> Iterator[list[str]]:
 def check_names(names: Sequence[str], features: Features) -> None:
     """Raise InvalidRequestError unless the names of columns are features, each at most once."""
     for name in names:
+        if not name:
+            raise InvalidRequestError("a column has no name; write the table without its row index (index=False in pandas)")
         if name not in features.positions:
             raise InvalidRequestError(f"column {name[:100]!r} is no feature of this model{nearest(name, features.names)}")
         if names.count(name) > 1:

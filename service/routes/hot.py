@@ -156,6 +156,8 @@ class Predictions:
 
         def answered(task: asyncio.Task[Content]) -> None:
             self._aside.discard(task)
+            if task.cancelled():  # the process ends
+                return
             error = task.exception()
             end(error if isinstance(error, Exception) else task.result())
 

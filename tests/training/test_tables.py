@@ -142,6 +142,33 @@ def test_blank_lines_are_left_out_and_rows_keep_their_numbers(tmp_path):
         read_table(path, targets=["y"])
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "note"),
+    [
+        ("", "t.csv", "the first column has no name and is left out"),
+        ("Unnamed: 0", "t.csv", "column 'Unnamed: 0' is left out"),
+        ("__index_level_0__", "t.parquet", "column '__index_level_0__' is left out"),
+    ],
+)
+def test_the_row_index_of_r_and_pandas_is_left_out_unless_it_has_a_role(tmp_path, name, file, note):
+    table = frame().with_row_index(name)
+    result = read(tmp_path, table, name=file)
+    assert [column.name for column in result.columns] == ["a"]
+    assert [text[: len(note)] for text in result.notes] == [note]
+    assert read(tmp_path, table, name=file, exclude=[name]).notes == []
+    if name:
+        assert [column.name for column in read(tmp_path, table, name=file, categorical=[name]).columns] == [name, "a"]
+    else:
+        assert "categorical names '', which is no feature" in refusal(tmp_path, table, name=file, categorical=[name])
+
+
+def test_all_columns_that_cannot_be_features_are_told_at_once(tmp_path):
+    ids = [f"id {i}" for i in range(ROWS)]
+    first, second = refusal(tmp_path, frame(**{"last name": ids, "key": ids})).splitlines()
+    assert first.endswith("leave it out with --exclude 'last name', or keep it with --categorical 'last name'")
+    assert second.endswith("leave it out with --exclude key, or keep it with --categorical key")
+
+
 def test_repeated_rows_are_noted(tmp_path):
     table = pl.concat([frame(), frame()[:3]])
     (note,) = read(tmp_path, table).notes

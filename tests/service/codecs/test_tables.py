@@ -129,6 +129,7 @@ def test_options_of_a_json_request_do_not_stand_in_the_query():
                                         "row 2, feature 'b': is infinite; give a finite number"]),
         ("a,b\n1\n1,2,3\n", ["row 0: has 1 cells; the header has 2", "row 1: has 3 cells; the header has 2"]),
         ("a,c\n1,2\n", ["column 'c' is no feature of this model"]),
+        (",a\n0,1\n", ["a column has no name; write the table without its row index (index=False in pandas)"]),
         ("a,a\n1,2\n", ["column 'a' stands twice in the header"]),
         ("1,2,3\n", [NEITHER]),
         ('a,b\n"1,2\n', ["the body is not valid CSV: unexpected end of data"]),
