@@ -3,9 +3,11 @@
 import os
 import sys
 
-from service.cli import main
-
 if sys.stderr is None:  # started with it closed: what is opened next would bear its number, and get what is written to it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.set_inheritable(2, True)
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - a number, for as long as the process lasts
+
+from service.cli import main
+
 sys.exit(main())

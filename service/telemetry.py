@@ -7,7 +7,6 @@ import logging
 import queue
 import random
 import re
-import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -128,21 +127,19 @@ class _LogWriter(logging.Handler):
         # Of all queues the one that may be put into while it is: a collected object may log
         self._lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._taken = self._written = self._lost = 0
-        if sys.stderr is None:  # closed before the process began
-            self.setLevel(logging.CRITICAL + 1)
-            return
         # Not sys.stderr itself: its lock, held by a thread that waits, would abort the process at its end
         raw = io.FileIO(_STANDARD_ERROR, "w", closefd=False)
         stream = io.TextIOWrapper(cast("BinaryIO", raw), "utf-8", errors="backslashreplace", write_through=True)
         threading.Thread(target=self._write_to, args=(stream,), daemon=True).start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging."""
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Called by logging. Without its lock: a thread that the end of the process stops here would keep it for ever."""
         if self._lines.qsize() < _WAITING_LINES:
             self._taken += 1
             self._lines.put(record)
         else:
             self._lost += 1
+        return True
 
     def flush(self) -> None:
         """Called at the end: what is written by then is written."""
@@ -159,10 +156,10 @@ class _LogWriter(logging.Handler):
                 pass
             except Exception:  # noqa: BLE001 - as all handlers of logging do
                 self.handleError(record)
-            self._written += 1
             if self._lost and self._lines.empty():
                 lost, self._lost = self._lost, 0
                 logger.warning("%d lines of the log were lost: they were not read fast enough", lost)
+            self._written += 1
 
 
 class _JsonFormatter(logging.Formatter):

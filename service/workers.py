@@ -15,10 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 import orjson
 
@@ -89,8 +88,9 @@ class _Supervisor:
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._end)
         logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
+        resource_tracker.ensure_running()  # not by the first start, as it unblocks SIGINT
         for place in range(self._settings.workers):
             self._start(place)
         status = 0
@@ -101,16 +101,13 @@ class _Supervisor:
                     continue
                 forget(self._folder, process.name)
                 if self._stopping.is_set():
-                    if process.exitcode not in (
-                        -signal.SIGTERM,
-                        -signal.SIGHUP,
-                    ):  # which end it while it has not begun to serve
+                    if process.exitcode not in (-signal.SIGTERM, -signal.SIGHUP):  # which end it before it serves
                         status = status or abs(process.exitcode)
                     continue
                 if process.exitcode == _CANNOT_START or self._hopeless(process):
                     logger.error("a worker ended with status %s, and another would too: the service ends", process.exitcode)
                     status = 1
-                    self._pass_on(signal.SIGTERM, None)
+                    self._end()
                     break
                 logger.error("worker %d ended with status %s; another takes its place", process.pid, process.exitcode)
                 self._start(place)
@@ -121,24 +118,27 @@ class _Supervisor:
         if self._stopping.is_set():
             return
         process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a worker gets Ctrl-C too, while it imports
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._processes[place : place + 1] = [process]
         self._begun[process.name] = time.monotonic()
         logger.info("worker %d started", process.pid)
         if self._stopping.is_set():  # by a signal that came before the process was in the list
-            self._pass_on(signal.SIGTERM, None)
+            self._end()
 
     def _hopeless(self, ended: BaseProcess) -> bool:
         soon = time.monotonic() - self._begun.pop(ended.name) < _SOON_SECONDS
         self._ended_soon = self._ended_soon + 1 if soon else 0
         return self._ended_soon >= _MOST_SOON
 
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
+    def _end(self, *_: object) -> None:
+        """End all workers, on a signal or without; Ctrl-C reaches those that serve by itself."""
         self._stopping.set()
         for process in self._processes:
             if process.pid is not None and process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+                    os.kill(process.pid, signal.SIGTERM)
 
 
 def _work(settings: Settings, folder: Path) -> None:
@@ -148,6 +148,8 @@ def _work(settings: Settings, folder: Path) -> None:
     from service.server import serve_worker
     from service.telemetry import configure_logging
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it serves; the parent ends it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

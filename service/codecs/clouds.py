@@ -41,8 +41,7 @@ def places_of_rows(document: Any) -> list[tuple[Any, str]]:
     """Where rows may stand, each with its key."""
     if not isinstance(document, dict):
         return []
-    frame = document.get("dataframe_split")
-    return [(document, "instances"), (document, "dataframe_records"), (document, "inputs"), (frame, "data")]
+    return [(document.get("dataframe_split") if key == "data" else document, key) for key in KEYS_OF_ROWS]
 
 
 def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:

@@ -87,10 +87,10 @@ def test_a_log_that_nobody_reads_holds_up_nobody(repository, log_format):
 
 def test_lines_of_a_log_that_was_not_read_are_counted():
     program = (
-        "import logging, sys, time; from service import telemetry; telemetry._WAITING_LINES = 10\n"
+        "import logging, sys; from service import telemetry; telemetry._WAITING_LINES = 10\n"
         "telemetry.configure_logging(log_format='text', level='info')\n"
         "for number in range(5000): logging.warning('line %d %s', number, 'x' * 100)\n"
-        "sys.stdout.close(); time.sleep(2)\n"
+        "sys.stdout.close()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -104,16 +104,19 @@ def test_lines_of_a_log_that_was_not_read_are_counted():
 def test_a_line_that_is_told_while_another_is_told_holds_up_nobody():
     program = (
         "import gc, logging; from service.telemetry import configure_logging\n"
-        "configure_logging(log_format='text', level='info'); gc.set_threshold(1)\n"
+        "configure_logging(log_format='text', level='info')\n"
         "class Told:\n"
         "    def __del__(self): logging.warning('collected')\n"
-        "for number in range(3000):\n"
-        "    told = Told(); told.itself = told; del told; logging.warning('line')\n"
+        "for number in range(30_000):\n"
+        "    gc.set_threshold(1 + number % 41)\n"
+        "    told = Told(); told.itself = told; del told; logging.warning('told')\n"
+        "    [[] for _ in range(number % 7)]\n"
+        "gc.collect()\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0
-    assert ended.stderr.count("line") == 3000
-    assert ended.stderr.count("collected") > 2000
+    lost = sum(map(int, re.findall(r"(\d+) lines of the log were lost", ended.stderr)))
+    assert ended.stderr.count("told") + ended.stderr.count("collected") + lost == 60_000
 
 
 def test_without_standard_error_the_service_ends_with_status_0(repository):
@@ -130,6 +133,21 @@ def test_without_standard_error_the_service_ends_with_status_0(repository):
         until(ready)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+
+
+def test_without_standard_error_a_wrong_setting_has_its_status():
+    command = f'exec "{sys.executable}" -m service --port x 2>&-'
+    assert subprocess.run(["bash", "-c", command], timeout=60).returncode == 2
+
+
+def test_a_thread_that_the_end_of_the_process_stops_while_it_logs_holds_up_nobody():
+    program = (
+        "import asyncio, logging; from service import telemetry; telemetry._WAITING_LINES = 10\n"
+        "telemetry.configure_logging(log_format='text', level='info')\n"
+        "loop = asyncio.new_event_loop(); task = loop.create_task(asyncio.sleep(1))\n"  # which logs when it is collected
+        "for number in range(30_000): logging.warning('line %d', number)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
 
 
 def test_a_hangup_ends_the_service_as_sigterm_does(start, repository):

@@ -100,18 +100,23 @@ def test_what_one_process_has_told_the_others_know(repository, tmp_path):
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])
-def test_a_signal_while_workers_are_started_ends_them(repository, started):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_workers_are_started_ends_them(repository, started, number):
     command = [sys.executable, "-m", "service", "--repository", str(repository), "--port", "0", "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as service:
         told = ""
         while told.count(" started") < started or "workers serve" not in told:
             told += service.stderr.readline()
-        service.send_signal(signal.SIGTERM)
+        if number == signal.SIGINT:
+            os.killpg(service.pid, number)  # Ctrl-C reaches all
+        else:
+            service.send_signal(number)
         try:
-            service.communicate(timeout=30)
+            _, more = service.communicate(timeout=30)
         finally:
             service.kill()
     assert service.returncode == 0
+    assert "Traceback" not in more
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, start_two):
