@@ -70,7 +70,12 @@ class NetworkOptions(_Options):
     ] = None
     frequencies: Annotated[int, Field(ge=0, description="Frequencies of a numeric feature's periodic embedding; 0: none")] = 16
     embedding_outputs: Annotated[Count, Field(description="Outputs of a numeric feature's embedding")] = 8
-    frequency_scale: Annotated[Positive, Field(description="Standard deviation of the initial frequencies")] = 0.3
+    frequency_scale: Annotated[
+        Positive | None,
+        Field(
+            description="Standard deviation of the initial frequencies; default 0.3, or 1 or 3 where a trial is clearly better"
+        ),
+    ] = None
     learning_rate: Annotated[Positive, Field(description="Peak learning rate of AdamW (warm-up, then cosine to 0)")] = 4e-3
     weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay")] = 1e-2
     batch_rows: Annotated[Count | None, Field(description="Rows a batch; default grows with the table, 32 to 1024")] = None

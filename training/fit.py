@@ -22,6 +22,8 @@ WARM_UP = 0.05
 CONSTANT_SPEED = 30.0
 """How much faster a family's constant learns than the weights: Adam moves a parameter by about the learning rate an update, and
 degrees of freedom have several units to go. Noise with 2.5 of them was fitted with 9.4 at speed 1, with 2.8 at 30."""
+FREQUENCY_SCALE = 0.3
+"""The standard deviation of an embedding's initial frequencies where neither the user nor a trial says another."""
 _LARGEST_TARGET = 1e100
 _PARALLEL_WORK = 2**17
 """Members x batch rows x width from which threads pay. Measured on two cores, 8 members of width 128: batches of 32 rows take
@@ -89,9 +91,9 @@ def fit(
     the scale factor mend, while its mean is still getting better (docs/decisions/007).
 
     x: [n, columns] raw. y: [n, targets], transformed but not standardised. weights: [n] or None. All rows may be given; only
-    those named are looked at. A dropout of None is 0 here: training/trial.py chooses. Deterministic for a seed on one machine.
-    Raises FitError where the loss is not finite, and where the fit cannot begin: a target with one value only, a member without
-    a row of positive weight.
+    those named are looked at. A dropout of None is 0 here, a frequency_scale of None FREQUENCY_SCALE: training/trial.py
+    chooses. Deterministic for a seed on one machine. Raises FitError where the loss is not finite, and where the fit cannot
+    begin: a target with one value only, a member without a row of positive weight.
     """
     device = resolved_device(options.device)
     _check(y, weights, fit_rows, stop_rows)
@@ -114,7 +116,7 @@ def fit(
         dropout=options.dropout or 0.0,
         frequencies=options.frequencies,
         embedding_outputs=options.embedding_outputs,
-        frequency_scale=options.frequency_scale,
+        frequency_scale=options.frequency_scale or FREQUENCY_SCALE,
         minimum_std=options.minimum_std,
         maximum_std=options.maximum_std,
     ).to(device)

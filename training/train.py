@@ -28,7 +28,7 @@ from training.preprocess import feature_statistics, seen_columns
 from training.report import report_page
 from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
-from training.trial import chosen_dropout
+from training.trial import chosen_options
 
 Moment = Callable[[Values], Moments]
 """`moments(x)`: location and scale of a mixture of networks, [n, targets] each."""
@@ -89,9 +89,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
     statistics = feature_statistics(table.x[_seen(plan)], table.columns)
-    if options.dropout is None:
-        progress.stage("a short trial, with dropout and without")
-    dropout = chosen_dropout(
+    if options.dropout is None or options.frequency_scale is None:
+        progress.stage("short trials: dropout, frequencies")
+    chosen = chosen_options(
         table.x,
         y,
         statistics=statistics,
@@ -100,11 +100,11 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         options=options,
         weights=table.weights,
     )
-    options = options.model_copy(update={"dropout": dropout})
+    options = options.model_copy(update=chosen)
     for_folds = f" and {options.fold_members} networks for each of {len(plan.folds)} folds" if plan.folds else ""
     progress.stage(
         f"fitting {options.members} members{for_folds} on {table.rows} rows, {len(table.columns)} features, {options.loss}, "
-        f"dropout {dropout:g}"
+        f"dropout {options.dropout:g}, frequency scale {options.frequency_scale:g}"
     )
     fitted = _fit(table, y, plan, options, statistics, on_epoch=progress.epoch)
     progress.stage("exporting and calibrating")

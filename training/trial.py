@@ -1,21 +1,27 @@
-"""Options that the table decides, by a short trial fit: whether dropout helps."""
+"""Options that the table decides, by short trial fits: whether dropout helps, and how fine the embedding of numbers begins."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.networks import FeatureStatistics
 from training.config import NetworkOptions
-from training.fit import epochs_and_batch, fit
+from training.fit import FREQUENCY_SCALE, epochs_and_batch, fit
 
 DROPOUT = 0.1
-CLEARLY_BETTER = 0.9
+DROPOUT_RATIO = 0.9
 """Ratio of held-out CRPS under which the networks without dropout win. Noise hides a smooth function less than dropout does
 (naval: 0.4); elsewhere the two differ by a few per cent, and dropout is the safer one when a few rows say so."""
+FINER = (1.0, 3.0)
+FINER_RATIO = 0.95
+"""Ratio of held-out CRPS under which finer frequencies win: a target that jumps, or differs from day to day, needs them; on a
+smooth one they are noise."""
+ENOUGH_ROWS = 500
+"""Early-stopping rows of a trial under which finer frequencies are not tried: chance says 5 % on fewer (decision 014)."""
 _NETWORKS = 2
 _MOST_ROWS = 20_000
 
 
-def chosen_dropout(
+def chosen_options(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     *,
@@ -24,24 +30,37 @@ def chosen_dropout(
     stop_rows: list[NDArray[np.int64]],
     options: NetworkOptions,
     weights: NDArray[np.float64] | None = None,
-) -> float:
-    """The dropout rate: `options.dropout` where it is given, else 0.1, or 0 where a trial says that this is clearly better.
+) -> dict[str, float]:
+    """The `dropout` and the `frequency_scale`: those of `options`, else 0.1 and 0.3, or what a trial says is clearly better.
 
-    The arguments are those of `fit`. The trial fits the first two members for half of the epochs with either rate, on at most
-    20 000 rows each, and compares their CRPS on their early-stopping rows.
+    The arguments are those of `fit`. A trial fits the first two members for half of the epochs, on at most 20 000 rows each;
+    its result is their CRPS on their early-stopping rows. Finer frequencies are tried where these are many, as long as they
+    gain.
     """
-    if options.dropout is not None:
-        return options.dropout
     random = np.random.default_rng(options.seed)
     some = [random.permutation(rows)[:_MOST_ROWS] for rows in fit_rows[:_NETWORKS]]
     epochs, _ = epochs_and_batch(options, max(map(len, some)))
+    tried: dict[tuple[float, float], float] = {}
 
-    def crps(dropout: float) -> float:
-        tried = options.model_copy(update={"dropout": dropout, "epochs": max(1, epochs // 2)})
-        return (
-            fit(x, y, statistics=statistics, fit_rows=some, stop_rows=stop_rows[:_NETWORKS], options=tried, weights=weights)
-            .history[-1]
-            .best_crps
-        )
+    def crps(dropout: float, scale: float) -> float:
+        if (dropout, scale) not in tried:
+            trial = options.model_copy(update={"dropout": dropout, "frequency_scale": scale, "epochs": max(1, epochs // 2)})
+            result = fit(
+                x, y, statistics=statistics, fit_rows=some, stop_rows=stop_rows[:_NETWORKS], options=trial, weights=weights
+            )
+            tried[dropout, scale] = result.history[-1].best_crps
+        return tried[dropout, scale]
 
-    return 0.0 if crps(0.0) < CLEARLY_BETTER * crps(DROPOUT) else DROPOUT
+    dropout, scale = options.dropout, options.frequency_scale or FREQUENCY_SCALE
+    if dropout is None:
+        dropout = 0.0 if crps(0.0, scale) < DROPOUT_RATIO * crps(DROPOUT, scale) else DROPOUT
+    enough = sum(map(len, stop_rows[:_NETWORKS])) >= ENOUGH_ROWS
+    if enough and options.frequency_scale is None and options.frequencies and statistics.embedded:
+        finer = scale
+        for next_finer in FINER:
+            if crps(dropout, next_finer) >= crps(dropout, finer):
+                break
+            finer = next_finer
+        if crps(dropout, finer) < FINER_RATIO * crps(dropout, scale):
+            scale = finer
+    return {"dropout": dropout, "frequency_scale": scale}

@@ -88,6 +88,7 @@ def test_the_manifest_says_what_was_done(mixed_table, tmp_path):
     assert manifest.origin.rows == 400
     assert manifest.origin.rows_by_use == {"fit": 360, "early stopping": 40, "calibration": 400, "test": 0}
     assert manifest.network.options["dropout"] in (0.0, 0.1)
+    assert manifest.network.options["frequency_scale"] in (0.3, 1.0, 3.0)
     assert manifest.origin.libraries["torch"]
     assert "CV+" in manifest.calibration.guarantee
 
@@ -152,7 +153,7 @@ def test_what_is_asked_for_reaches_the_table_the_plan_the_fits_and_the_baselines
     frame.with_columns(y=pl.when(pl.col("size") < 1).then("y")).write_csv(mixed_table, separator=";")
     given = {"exclude": ["price"], "categorical": ["code"], "group": "batch", "weight": "share", "drop_missing_target": True}
     given |= {"delimiter": ";", "stop_share": 0.25, "seed": 3, "loss": "nll"} | more
-    functions = ("read_table", "plan_rows", "chosen_dropout", "feature_statistics", "fit")
+    functions = ("read_table", "plan_rows", "chosen_options", "feature_statistics", "fit")
     calls = {name: spied(monkeypatch, wiring, name) for name in functions}
     calls["cross_predicted"] = spied(monkeypatch, wiring.evaluate, "cross_predicted")
     _, manifest = trained(mixed_table, tmp_path, **given, baselines=True, epochs=2)
@@ -169,7 +170,7 @@ def test_what_is_asked_for_reaches_the_table_the_plan_the_fits_and_the_baselines
     ((described, _, _),) = calls["feature_statistics"]
     np.testing.assert_array_equal(described[0], table.x[np.setdiff1d(np.arange(table.rows), plan.calibration)])
     assert [asked["options"].loss for _, asked, _ in calls["fit"]] == ["nll", "homoscedastic"]
-    assert all(asked["weights"] is table.weights for _, asked, _ in calls["fit"] + calls["chosen_dropout"])
+    assert all(asked["weights"] is table.weights for _, asked, _ in calls["fit"] + calls["chosen_options"])
 
     parts = plan.folds or [plan.calibration]
     for _, asked, _ in calls["cross_predicted"]:
