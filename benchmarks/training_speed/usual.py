@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.training_speed.work import Work, features_of, made_up_table
 from models.networks import Features
 from training.config import NetworkOptions
+from training.fit import FREQUENCY_SCALE
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _SMALLEST_VARIANCE = 1e-6
@@ -47,7 +48,7 @@ def model(options: NetworkOptions, *, features: int, embedded: int) -> nn.Sequen
                 columns=embedded,
                 frequencies=options.frequencies,
                 outputs=options.embedding_outputs,
-                frequency_scale=options.frequency_scale,
+                frequency_scale=options.frequency_scale or FREQUENCY_SCALE,
             )
         )
         inputs += embedded * options.embedding_outputs
