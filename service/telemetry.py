@@ -54,9 +54,8 @@ class RequestWatch:
         """Write the line. status: 0 where there was no answer."""
         seconds, scope, request_id = time.perf_counter() - self._started, self._scope, self.request_id.decode()
         client = scope["client"][0] if scope.get("client") else "-"
-        path = (
-            scope["path"][:_LOGGED_CHARACTERS].encode("unicode_escape").decode()
-        )  # a newline in a path must not make a second line
+        # a newline in a path must not make a second line
+        path = scope["path"][:_LOGGED_CHARACTERS].encode("unicode_escape").decode()
         extra = {
             "request_id": request_id,
             "client": client,

@@ -78,7 +78,7 @@ def describe(
     name = series.name
     missing = missing_count(series)
     if missing == len(series):
-        raise TableError(f"column {name!r} has no value in any row; leave it out with --exclude {shlex.quote(name)}")
+        raise TableError(f"column {name!r} has no value in any row; {_leave_out(name)}")
     kind: Kind = "categorical" if categorical else infer_kind(series)
     categories, integer = None, False
     notes: list[str] = []
@@ -98,8 +98,7 @@ def describe(
     if known.min() == known.max():
         notes.append(f"column {name!r} has the same value in every row that has one: it carries nothing")
     elif column.integer and missing == 0 and len(known) > 1 and np.all(np.diff(known) == 1):
-        way_out = f"leave it out with --exclude {shlex.quote(name)}"
-        notes.append(f"column {name!r} counts the rows; if it is only their number, {way_out}")
+        notes.append(f"column {name!r} counts the rows; if it is only their number, {_leave_out(name)}")
     return column, values, notes
 
 
@@ -237,8 +236,8 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
     if not named and counts.height > TEXT_VALUES and counts.height * 2 > filled:
         reason = mixed or f"it reads as an id or free text{_hint(series)}"
         raise TableError(
-            f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: leave it out with "
-            f"--exclude {shlex.quote(name)}, or keep it with --categorical {shlex.quote(name)}"
+            f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: "
+            f"{_leave_out(name)}, or keep it with --categorical {shlex.quote(name)}"
         )
     if mixed:
         notes.append(f"column {name!r} is taken as categories: {mixed}")
@@ -251,6 +250,10 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
         )
     categories = sorted(kept[name].to_list(), key=lambda text: (int(text), text) if integer else text)
     return categories, integer, notes
+
+
+def _leave_out(name: str) -> str:
+    return f"leave it out with --exclude {shlex.quote(name)}"
 
 
 def _mixed(series: pl.Series, rows: Rows) -> str:
@@ -276,8 +279,8 @@ def _texts(series: pl.Series, *, integer: bool = False) -> pl.Series:
 def _refuse_nested(series: pl.Series) -> None:
     if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
         raise TableError(
-            f"column {series.name!r} has the type {series.dtype.base_type()}, which is no single value a row; leave it "
-            f"out with --exclude {shlex.quote(series.name)}, or spread it over columns of its own"
+            f"column {series.name!r} has the type {series.dtype.base_type()}, which is no single value a row; "
+            f"{_leave_out(series.name)}, or spread it over columns of its own"
         )
 
 

@@ -1,5 +1,7 @@
 """Options that the table decides, by short trial fits: whether dropout helps, and how fine the embedding of numbers begins."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,22 +41,19 @@ def chosen_options(
     """
     random = np.random.default_rng(options.seed)
     some = [random.permutation(rows)[:_MOST_ROWS] for rows in fit_rows[:_NETWORKS]]
+    stop = stop_rows[:_NETWORKS]
     epochs, _ = epochs_and_batch(options, max(map(len, some)))
-    tried: dict[tuple[float, float], float] = {}
 
+    @cache
     def crps(dropout: float, scale: float) -> float:
-        if (dropout, scale) not in tried:
-            trial = options.model_copy(update={"dropout": dropout, "frequency_scale": scale, "epochs": max(1, epochs // 2)})
-            result = fit(
-                x, y, statistics=statistics, fit_rows=some, stop_rows=stop_rows[:_NETWORKS], options=trial, weights=weights
-            )
-            tried[dropout, scale] = result.history[-1].best_crps
-        return tried[dropout, scale]
+        trial = options.model_copy(update={"dropout": dropout, "frequency_scale": scale, "epochs": max(1, epochs // 2)})
+        fitted = fit(x, y, statistics=statistics, fit_rows=some, stop_rows=stop, options=trial, weights=weights)
+        return fitted.history[-1].best_crps
 
     dropout, scale = options.dropout, options.frequency_scale or FREQUENCY_SCALE
     if dropout is None:
         dropout = 0.0 if crps(0.0, scale) < DROPOUT_RATIO * crps(DROPOUT, scale) else DROPOUT
-    enough = sum(map(len, stop_rows[:_NETWORKS])) >= ENOUGH_ROWS
+    enough = sum(map(len, stop)) >= ENOUGH_ROWS
     if enough and options.frequency_scale is None and options.frequencies and statistics.embedded:
         finer = scale
         for next_finer in FINER:
