@@ -105,7 +105,7 @@ class Batcher:
     """The runs of one model on one event loop."""
 
     def __init__(self, run: Run, *, row_seconds: float, limits: RunLimits, metrics: ModelMetrics):
-        """row_seconds: what a row takes in a run of many."""
+        """row_seconds: what a row takes in a run of many, at most."""
         self._run = run
         self._limits = limits
         self._inline_rows = int(limits.inline_seconds / row_seconds)
@@ -195,6 +195,8 @@ class Batcher:
             self._metrics.queue.observe(self._waited.pop())
         while self._ran:
             arrays, rows, requests, seconds = self._ran.pop()
+            if rows > self._inline_rows and seconds < self._limits.inline_seconds:
+                self._inline_rows = rows  # it was thought to take longer, from a run when the model was loaded
             self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
 
     def _check_room(self, rows: int, *, small: bool) -> None:

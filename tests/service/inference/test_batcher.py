@@ -16,6 +16,9 @@ from service.metrics import ModelMetrics
 
 pytestmark = pytest.mark.anyio
 
+ROW_SECONDS = 2.0**-30
+"""So short that no run shows that rows take less."""
+
 
 class Model:
     """Notes the sizes of its runs, which in other threads wait for `may_run`; a row of NaN makes a run fail."""
@@ -41,11 +44,11 @@ class Model:
         return {name: answers[name] for name in outputs}
 
 
-def batcher(model, **limits):
-    defaults = {"inline_seconds": 8.0, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
+def batcher(model, row_seconds=ROW_SECONDS, **limits):
+    defaults = {"inline_seconds": 8 * ROW_SECONDS, "run_rows": 16, "queued_rows": 1000, "deadline_seconds": 60.0}
     return Batcher(
         model,
-        row_seconds=1.0,
+        row_seconds=row_seconds,
         limits=RunLimits(**(defaults | limits)),
         metrics=ModelMetrics([Target(name="y", minimum=0.0, maximum=1.0)]),
     )
@@ -91,7 +94,7 @@ async def test_requests_with_other_coverages_or_outputs_run_apart():
 
 async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size():
     model = Model()
-    shared = batcher(model, inline_seconds=8)
+    shared = batcher(model, inline_seconds=8 * ROW_SECONDS)
     await asyncio.gather(*(ask(shared, rows(3)) for _ in range(5)))
     assert model.runs == [6, 6, 3]
     assert model.threads == {threading.current_thread()}
@@ -103,6 +106,18 @@ async def test_a_large_request_runs_in_a_thread_in_pieces():
     assert model.runs == [16, 16, 8]
     assert threading.current_thread() not in model.threads
     np.testing.assert_array_equal(answer["sum"], rows(40).sum(axis=1))
+
+
+async def test_rows_that_a_run_shows_to_be_fast_run_on_the_event_loop_from_then_on():
+    model = Model()
+    shared = batcher(model, row_seconds=1, inline_seconds=10)  # the model takes far less than it was thought to
+    on_the_loop = []
+    for size in (12, 12, 13, 12):
+        model.threads.clear()
+        await ask(shared, rows(size))
+        await asyncio.sleep(0)  # runs are counted after their answers
+        on_the_loop.append(model.threads == {threading.current_thread()})
+    assert on_the_loop == [False, True, False, True]
 
 
 async def test_the_thread_goes_on_while_the_event_loop_is_busy():
@@ -170,7 +185,7 @@ async def test_a_small_request_does_not_wait_behind_a_large_one():
 async def test_a_cancelled_caller_leaves_the_others_of_its_run_intact(inline_rows):
     model = Model()
     model.may_run.clear()
-    shared = batcher(model, inline_seconds=inline_rows)
+    shared = batcher(model, inline_seconds=inline_rows * ROW_SECONDS)
     first = asyncio.create_task(ask(shared, rows(10)))
     await reach_the_thread(model)
     calls = [asyncio.create_task(ask(shared, rows(1, start=i))) for i in range(4)]
@@ -203,7 +218,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
 async def test_a_call_that_is_given_up_hears_why_and_is_not_run(inline_rows):
     model = Model()
     model.may_run.clear()
-    shared = batcher(model, inline_seconds=inline_rows, run_rows=1)
+    shared = batcher(model, inline_seconds=inline_rows * ROW_SECONDS, run_rows=1)
     heard = {}
     calls = [
         shared.submit(rows(1, start=i), coverage=(0.5,), outputs=("sum",), done=partial(heard.__setitem__, i)) for i in range(4)
@@ -225,7 +240,7 @@ async def test_a_call_that_is_given_up_hears_why_and_is_not_run(inline_rows):
 
 @pytest.mark.parametrize("inline_rows", [0, 8])
 async def test_a_failing_run_fails_only_the_request_that_makes_it_fail(inline_rows):
-    shared = batcher(Model(), inline_seconds=inline_rows)
+    shared = batcher(Model(), inline_seconds=inline_rows * ROW_SECONDS)
     answers = await asyncio.gather(
         ask(shared, rows(1)), ask(shared, np.full((1, 2), np.nan)), ask(shared, rows(2)), return_exceptions=True
     )
