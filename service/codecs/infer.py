@@ -327,9 +327,8 @@ def _looked_at(
     is far more often a client's mistake, and what it does with a warning is unknown.
     """
     unusual = find_unusual(x, unknown, features)
-    if len(unusual.values):
-        if np.isinf(unusual.values).any():
-            problems += infinite(x, features)
+    if len(unusual.values) and not np.isfinite(unusual.values).all():
+        problems += infinite(x, features)
         if not problems:
             sentence = "is missing (NaN, null, or no tensor); it never was in training"
             gaps = np.flatnonzero(np.isnan(unusual.values))[:ENOUGH_PROBLEMS]

@@ -1,6 +1,7 @@
 """What is unusual about rows that can be answered: unknown categories, values outside the training range, gaps."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -85,7 +86,7 @@ def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = N
         if item.row < end:
             sentences[item.row].append(f"{features.names[item.feature]} {_about_unknown(item, features)}")
     gaps = []
-    described = np.searchsorted(unusual.row, end)
+    described = bisect_left(unusual.row, end)
     places = (array[:described].tolist() for array in (unusual.row, unusual.feature, unusual.values))
     for row, position, value in zip(*places, strict=True):
         if math.isnan(value):
