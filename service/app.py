@@ -14,7 +14,7 @@ import service
 from service.direct import Direct
 from service.inference.batcher import RunLimits
 from service.inference.model import ServedModel, load_model
-from service.inference.session import Device, choose_device
+from service.inference.session import Device, available_cores, choose_device
 from service.metrics import ServiceMetrics
 from service.repository import Repository
 from service.routes import health, metrics, repository, v2
@@ -88,9 +88,12 @@ def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceSt
 
 
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
+    inline_milliseconds = settings.inline_milliseconds
+    if inline_milliseconds is None:
+        inline_milliseconds = 2.0 if available_cores() <= settings.workers else 1.0
     return RunLimits(
         # A run on a GPU waits for the GPU: never on the event loop, and what queues up meanwhile shares the next.
-        inline_seconds=settings.inline_milliseconds / 1e3 if device.name == "cpu" else 0.0,
+        inline_seconds=inline_milliseconds / 1e3 if device.name == "cpu" else 0.0,
         run_rows=settings.run_rows,
         queued_rows=settings.max_queued_rows,
         deadline_seconds=settings.deadline_seconds,

@@ -68,9 +68,10 @@ class Settings(BaseSettings):
     """Most coverages and quantiles of one request, each of which is ranked among the calibration rows."""
     max_queued_rows: Count = 200_000
     """Rows that may wait for a model; a request beyond is refused at once with 503."""
-    inline_milliseconds: Annotated[float, Field(ge=0)] = 2.0
-    """A run that is expected to take no longer, by what a row took when the model was loaded, happens on the event loop itself,
-    which is quicker than handing it to a thread; meanwhile other requests wait."""
+    inline_milliseconds: Annotated[float, Field(ge=0)] | None = None
+    """A run that is expected to take no longer, by what a row took before, happens on the event loop itself, which is quicker
+    than handing it to a thread; meanwhile other requests wait. Default: 2 where each worker has one core, 1 where it has more,
+    on which a thread runs beside the event loop."""
     run_rows: Count = 1024
     """Most rows of one run of a model; larger requests are run in pieces, whose memory stays in a core's cache."""
     max_connections: Count = 10_000

@@ -208,18 +208,19 @@ class Batcher:
             )
 
     def _flush(self) -> None:
-        """Run what is small, unless this turn of the event loop has brought more: then look again."""
+        """Run what is small, once a turn of the event loop, unless this turn has brought more: then look again."""
+        loop = asyncio.get_running_loop()
         came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
         if came and self._turns <= _MOST_TURNS and len(self._ready) < self._inline_rows:
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop.call_soon(self._flush)
             return
-        ready, self._ready = self._ready, []
-        loop = asyncio.get_running_loop()
-        while ready:
-            calls, ready = _shared(ready, rows=self._inline_rows)
-            calls = self._starting(calls, loop)
-            if calls:
-                self._answer(calls, self._attempt(calls))
+        calls, self._ready = _shared(self._ready, rows=self._inline_rows)
+        if self._ready:
+            loop.call_soon(self._flush)
+        self._seen, self._turns = len(self._ready), _MOST_TURNS
+        calls = self._starting(calls, loop)
+        if calls:
+            self._answer(calls, self._attempt(calls))
 
     def _enqueue(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
         """Let a call wait for the thread; it hears of its deadline when that passes, not when its turn would have come."""

@@ -38,13 +38,18 @@ class Device:
     fallback_reason: str | None = None
 
 
+def available_cores() -> int:
+    """Cores that this process may use; all of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_device(policy: DevicePolicy, *, threads: int) -> Device:
     """The device to use under `policy`, proved by a run on it.
 
     threads: 0 takes every core that this process may use; always an explicit number, as ONNX Runtime's own count goes wrong
     under CPU sets. Raises DeviceError where policy `cuda` cannot be kept.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or available_cores()
     if policy == "cpu":
         return Device("cpu", threads)
     cuda = Device("cuda", threads)

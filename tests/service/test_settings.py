@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from service.app import _run_limits
 from service.cli import main
+from service.inference.session import Device
 from service.settings import Settings, unknown_variables
 
 
@@ -18,6 +20,18 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_default(monkeypa
     settings = Settings(_cli_parse_args=["--port", "9001", "--no-access-log"])
     assert (settings.port, settings.max_rows, settings.access_log) == (9001, 7, False)
     assert settings.repository == Path("model-repository")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "given", "milliseconds"),
+    [(1, 1, None, 2), (2, 2, None, 2), (1, 2, None, 2), (2, 1, None, 1), (4, 2, None, 1), (2, 1, 5.0, 5), (1, 1, 0.0, 0)],
+)
+def test_runs_on_the_event_loop_are_shorter_where_a_thread_has_a_core_of_its_own(
+    cores, workers, given, milliseconds, monkeypatch
+):
+    monkeypatch.setattr("service.app.available_cores", lambda: cores)
+    limits = _run_limits(Settings(workers=workers, inline_milliseconds=given), Device("cpu", threads=1))
+    assert limits.inline_seconds == milliseconds / 1e3
 
 
 def test_every_setting_is_read_somewhere():

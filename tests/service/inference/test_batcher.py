@@ -100,6 +100,17 @@ async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size()
     assert model.threads == {threading.current_thread()}
 
 
+async def test_others_have_their_turn_between_runs_on_the_event_loop():
+    model = Model()
+    shared = batcher(model, inline_seconds=8 * ROW_SECONDS)
+    asked = asyncio.gather(*(ask(shared, rows(6)) for _ in range(3)))
+    runs_seen = set()
+    while not asked.done():
+        await asyncio.sleep(0)
+        runs_seen.add(len(model.runs))
+    assert {1, 2} < runs_seen
+
+
 async def test_a_large_request_runs_in_a_thread_in_pieces():
     model = Model()
     answer = await ask(batcher(model, run_rows=16), rows(40))
