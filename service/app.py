@@ -28,6 +28,10 @@ from service.telemetry import RequestTelemetry
 from service.tracing import add_tracing
 from service.workers import SHARE_SECONDS, SharedCounts
 
+_INLINE_MILLISECONDS = 2.0
+_INLINE_MILLISECONDS_BESIDE_A_THREAD = 1.0
+"""Where a worker has more than one core (docs/decisions/011)."""
+
 
 def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> FastAPI:
     """The service as an ASGI application. counts: shared with the other processes, where it is one of several.
@@ -90,7 +94,8 @@ def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceSt
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
     inline_milliseconds = settings.inline_milliseconds
     if inline_milliseconds is None:
-        inline_milliseconds = 2.0 if available_cores() <= settings.workers else 1.0
+        beside_a_thread = available_cores() > settings.workers
+        inline_milliseconds = _INLINE_MILLISECONDS_BESIDE_A_THREAD if beside_a_thread else _INLINE_MILLISECONDS
     return RunLimits(
         # A run on a GPU waits for the GPU: never on the event loop, and what queues up meanwhile shares the next.
         inline_seconds=inline_milliseconds / 1e3 if device.name == "cpu" else 0.0,

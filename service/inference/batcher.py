@@ -1,9 +1,9 @@
 """Shares runs of a model among requests.
 
-Requests that are ready at the same time share one run. There is no timer: small runs happen on the event loop itself, once a
-turn of it has brought no further request, so nothing waits when the service is idle; larger ones in a thread, one at a time,
-and whatever queues up meanwhile shares the next one. Requests are checked in full before they come here, so a shared run can
-only fail as a whole; should it fail, its requests are run one by one.
+Requests that are ready at the same time share one run. There is no timer: small runs happen on the event loop itself, one a
+turn, once a turn has brought no further request, so nothing waits when the service is idle; larger ones in a thread, one at a
+time, and whatever queues up meanwhile shares the next one. Requests are checked in full before they come here, so a shared run
+can only fail as a whole; should it fail, its requests are run one by one.
 """
 
 import asyncio
@@ -196,7 +196,7 @@ class Batcher:
         while self._ran:
             arrays, rows, requests, seconds = self._ran.pop()
             if rows > self._inline_rows and seconds < self._limits.inline_seconds:
-                self._inline_rows = rows  # it was thought to take longer, from a run when the model was loaded
+                self._inline_rows = rows  # row_seconds was too much
             self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
 
     def _check_room(self, rows: int, *, small: bool) -> None:
