@@ -51,7 +51,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=count, default=5, metavar="N", help="of a load; default: %(default)s")
     parser.add_argument(
-        "--rounds", type=count, default=3, metavar="N", help="of parts beside and workers; default: %(default)s"
+        "--rounds", type=count, default=3, metavar="N", help="of parts beside, workers and collector; default: %(default)s"
     )
     add_cores(parser)
     parser.add_argument(

@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ _SLOW_REQUESTS = 30
 """Of a request that takes long, at least so many are waited for, within a minute."""
 _MOST_SECONDS = 60
 _V1, _V2, _V2_JSON = "V1 JSON", "V2 binary", "V2 JSON"
+_COLLECTOR_AS_IT_COMES = """
+import gc, sys
+gc.freeze = gc.set_threshold = lambda *_: None
+from service.cli import main
+sys.exit(main())
+"""
 _MIB = 2**20
 
 
@@ -211,6 +218,39 @@ def workers(options: Namespace) -> str:
     )
 
 
+def collector(options: Namespace) -> str:
+    """Latency with what the service sets of Python's garbage collector, and without."""
+    ordinary = _candidate()
+
+    def command(python: Path, repository: Path, port: int) -> list[str]:
+        _, _, _, *flags = ordinary.command(python, repository, port)
+        return [str(python), "-c", _COLLECTOR_AS_IT_COMES, *flags]
+
+    candidates = {"as errorbar sets it": ordinary, "as it comes": replace(ordinary, command=command)}
+    connections = (16, 64)
+    found: dict[tuple[str, int], list[Load]] = {(label, number): [] for number in connections for label in candidates}
+    ((path, small),) = ((path, request) for label, path, request in _ways(_rows(1)) if label == _V1)
+    with tempfile.TemporaryDirectory() as folder:
+        publish_model(Path(folder), name="m", network=_NETWORK)
+        for _ in range(options.rounds):
+            for label, candidate in candidates.items():
+                with started(candidate, Path(folder), core=options.server_core) as (_, server):
+                    url = f"http://127.0.0.1:{server.port}{path}"
+                    for number in connections:
+                        load = _load(url, small, connections=number, seconds=options.seconds, core=options.load_core)
+                        found[label, number].append(load)
+    lines = [
+        [number, label, f"{_median(loads, 'requests_per_second'):,.0f}"]
+        + [f"{_median(loads, key) / 1000:.1f}" for key in ("p50", "p99")]
+        for (label, number), loads in found.items()
+    ]
+    header = ["connections", "garbage collector", "requests/s", "p50 ms", "p99 ms"]
+    return (
+        "V1 requests of one row. errorbar freezes what is there once its models are loaded, and has young objects looked at "
+        f"less often (service/app.py). Medians of {options.rounds} rounds in turn.\n\n{table(header, lines)}"
+    )
+
+
 PARTS: dict[str, tuple[str, Callable[[Namespace], str]]] = {
     "rows": ("Rows of a request", rows),
     "members": ("Members of the ensemble", members),
@@ -218,6 +258,7 @@ PARTS: dict[str, tuple[str, Callable[[Namespace], str]]] = {
     "models": ("Models loaded", models),
     "beside": ("Small requests beside large ones", beside),
     "workers": ("Workers", workers),
+    "collector": ("Garbage collector", collector),
 }
 """The parts: the titles of their sections, and what measures them."""
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=200, help="of part publishing")
     parser.add_argument("--seconds", type=float, default=10, help="of each load of part overload")
     parser.add_argument("--times", type=int, default=10, help="of SIGTERM; half as many of kill -9")
-    parser.add_argument("--kills", type=int, default=100, help="of publishers")
+    parser.add_argument("--kills", type=int, default=100, help="of publishers, and of trainers")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of part connection")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", metavar="DIR")
     options = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import orjson
 
 from benchmarks.page import table
+from benchmarks.serving.candidates import ENVIRONMENT, FEATURES
 from benchmarks.serving.models import NETWORKS, publish_model
 from benchmarks.serving.processes import resident
 from benchmarks.soak.clients import Check, Found, load
@@ -27,6 +29,8 @@ from models.artifact import cpu_session, read_model
 from training.publish import publish
 from training.publish import versions as versions_in
 
+_TRAINER = Path(__file__).parents[2] / "scripts" / "train-and-publish.sh"
+_SHORT_TRAINING = ("--size", "small", "--epochs", "2", "--calibration", "split", "--no-baselines")
 _NETWORK = {"members": 2, "width": 32, "depth": 1, "frequencies": 0}
 
 
@@ -291,6 +295,72 @@ async def publishers(folder: Path, options: argparse.Namespace) -> tuple[str, li
     return table(["Publishers killed at random moments", ""], rows), wrong
 
 
+async def trainers(folder: Path, options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Trainers that are killed at random moments, with all that they have started: as with publishers."""
+    (file,) = _models(folder, 1)
+    repository, rng = folder / "repository", random.Random(0)  # noqa: S311 - not for secrets
+    publish(file, repository, name="m")
+    models = repository / "m"
+    trainer = partial(_trainer, folder, _training_table(folder), repository)
+
+    def check(status: int, body: bytes) -> str | None:
+        return None if status == 200 and b'"mean":' in body else _told(status, body)
+
+    flags = ["--loaded-versions", str(options.kills + 3)]
+    async with (
+        started(repository, *flags) as service,
+        load(service.port, request(), 2, check, per_second=200) as found,
+    ):
+        begun = time.monotonic()
+        statuses = [await trainer(within=600)]
+        longest = time.monotonic() - begun
+        statuses += [await trainer(within=rng.uniform(0, 1.1 * longest)) for _ in range(options.kills)]
+        statuses.append(await trainer(within=600))
+        there = versions_in(models)
+        states = await _states_with(service, str(there[-1]))
+    ended = statuses.count(0)
+    wrong = [f"a trainer ended with status {status}" for status in statuses if status]
+    wrong += [] if statuses[0] == statuses[-1] == 0 else ["a trainer that nobody killed did not end within 600 s"]
+    wrong += [] if len(there) > ended else [f"{ended} trainers ended well, and {len(there) - 1} versions are there"]
+    wrong += [f"version {version} is {state}" for version, state in states.items() if state != "ready"] + found.wrong
+    rows = [
+        ["trainers killed; not killed in time, or not at all", f"{statuses.count(None)}; {ended}"],
+        ["seconds of one that is not killed", f"{longest:.1f}"],
+        ["versions published, all served", f"{len(there) - 1}"],
+        ["answers meanwhile, wrong ones", f"{found.answers:,}, {len(found.wrong)}"],
+    ]
+    return table(["Trainers killed at random moments", ""], rows), wrong
+
+
+async def _trainer(folder: Path, rows: Path, repository: Path, *, within: float) -> int | None:
+    """The status of a short training that publishes; None where it had to be killed. folder: for what it leaves."""
+    command = ["bash", str(_TRAINER), str(rows), "--target", "y", "--name", "m", "--repository", str(repository)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *_SHORT_TRAINING,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT, "PATH": path, "TMPDIR": str(folder)},
+        start_new_session=True,
+    )
+    try:
+        return await asyncio.wait_for(process.wait(), within)
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        return None
+
+
+def _training_table(folder: Path) -> Path:
+    """A table of the features that `request` asks about."""
+    path = folder / "rows.csv"
+    names = [*(f"f{number}" for number in range(FEATURES)), "y"]
+    rows = np.random.default_rng(0).normal(size=(60, len(names)))
+    np.savetxt(path, rows, delimiter=",", header=",".join(names), comments="")
+    return path
+
+
 async def _states_with(service: Service, version: str) -> dict[str, str]:
     """States of all versions, once this one is ready, or after too long."""
     end = time.monotonic() + 40
@@ -332,5 +402,6 @@ PARTS: dict[str, tuple[str, Callable[[Path, argparse.Namespace], Coroutine[Any, 
     "overload": ("Overload", overload),
     "signals": ("Signals", signals),
     "publishers": ("Publishers that are killed", publishers),
+    "trainers": ("Trainers that are killed", trainers),
     "connection": ("One connection", one_connection),
 }

@@ -1,7 +1,10 @@
 import contextlib
 import re
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -18,6 +21,8 @@ from models.manifest import Column
 from service.app import create_app
 from service.settings import Settings
 from tests.model_files import write_formula_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def write(repository, *, name="m", **_):
@@ -127,6 +132,15 @@ def test_throughput_by_workers_has_all_cores(tmp_path, quick):
         (["--workers", "2"], None),
     ]
     assert {one[3] for one in quick.asked} == {None}
+
+
+def test_with_and_without_settings_of_the_garbage_collector(tmp_path, quick):
+    text = run(tmp_path, "--parts", "collector")
+    assert "| 16 | as errorbar sets it | 16,000 | 1.0 | 3.0 |\n| 16 | as it comes | 16,000 | 1.0 | 3.0 |" in text
+    (ordinary, _), (other, _) = quick.commands
+    assert (ordinary[:3], other[:2], ordinary[3:]) == (["python", "-m", "service"], ["python", "-c"], other[3:])
+    shown = subprocess.run([sys.executable, "-c", other[2], "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (shown.returncode, "usage: python -m service" in shown.stdout) == (0, True), shown.stderr
 
 
 def test_start_and_memory_by_models(tmp_path, quick, monkeypatch):
