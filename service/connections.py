@@ -167,6 +167,7 @@ class Connection(HttpToolsProtocol):
         self._headers += 1
         self._progress += 1
         self._arriving_since = self.loop.time()
+        self._idle_since = None  # one before it in the same data may have been answered at once
         if len(self.pipeline) >= MOST_WAITING:
             sentence = f"overloaded: {MOST_WAITING} requests of this connection wait for an answer; read the answers first"
             self._refuse(503, sentence, "overloaded")

@@ -35,6 +35,8 @@ _PREDICTED = ("std", "lower", "upper")
 _NUMBERS_ASIDE = 32_768
 _NUMBERS_OF_A_RUN = 256  # at least: to gather many small runs takes long
 _FEW_NUMBERS = 16
+_LARGEST = 1e12
+"""A larger observation counts as this much in the sum, which would stay infinite for good."""
 
 OK = "ok"
 """The outcome of a request that was answered; the others are the reasons of service/errors.py."""
@@ -56,14 +58,14 @@ class Histogram:
         self.total += value
 
     def observe_all(self, values: NDArray[np.floating]) -> None:
-        """Count every finite value of an array; one that is not would stay in the sum for good."""
+        """Count every finite value of an array."""
         if values.size <= _FEW_NUMBERS:  # NumPy would take longer
             for value in filter(math.isfinite, values.ravel().tolist()):
-                self.observe(value)
+                self.observe(min(value, _LARGEST))
             return
         total = float(values.sum(dtype=np.float64))
-        if not math.isfinite(total):
-            values = values[np.isfinite(values)]
+        if not total < _LARGEST:
+            values = values[np.isfinite(values)].clip(max=_LARGEST)
             total = float(values.sum(dtype=np.float64))
         found = np.bincount(np.searchsorted(self.bounds, values.reshape(-1)), minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, found.tolist(), strict=True)]
@@ -141,12 +143,11 @@ class ModelMetrics:
             self._observe({name: np.concatenate([arrays[name] for arrays in runs]) for name, _ in kind})
 
     def _observe(self, arrays: Arrays) -> None:
-        if "std" in arrays:
-            self.std.observe_all(arrays["std"] / self._ranges)
-        if "lower" in arrays and "upper" in arrays:
-            with np.errstate(invalid="ignore"):  # both may be infinite
-                widths = arrays["upper"] - arrays["lower"]
-            self.width.observe_all(widths / self._ranges[:, None])
+        with np.errstate(invalid="ignore", over="ignore"):  # an answer may be infinite, or so large that a sum is
+            if "std" in arrays:
+                self.std.observe_all(arrays["std"] / self._ranges)
+            if "lower" in arrays and "upper" in arrays:
+                self.width.observe_all((arrays["upper"] - arrays["lower"]) / self._ranges[:, None])
 
 
 class ServiceMetrics:

@@ -65,7 +65,10 @@ def forget(folder: Path, name: str) -> None:
     for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
         if family in _LASTING:
             ended[family] = [(list(labels), value) for labels, value in series.items()]
-    _write(folder / _ENDED, ended)
+    try:
+        _write(folder / _ENDED, ended)
+    except OSError as error:  # a full disk must not end the supervisor
+        logger.warning("the counts of a process that has ended are lost (%s)", error)
     file.unlink(missing_ok=True)
 
 

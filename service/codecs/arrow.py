@@ -189,7 +189,7 @@ def _column(
         return _by_value(_by_dictionary(chunks), position, features, unknown, problems)
     if pa.types.is_string_view(type_):
         return _by_value([_by_view(chunk) for chunk in chunks], position, features, unknown, problems)
-    array = pa.concat_arrays([_simple(chunk) for chunk in chunks])
+    array = _simple(pa.concat_arrays(chunks))
     kind = features.columns[position].kind
     if pa.types.is_timestamp(type_):
         return _numbers(array.cast(pa.int64())) / _UNITS[type_.unit]
@@ -210,7 +210,10 @@ def _numbers(array: Any) -> Values:
 
 
 def _simple(array: Any) -> Any:
-    """Numbers that are not whole as float64; what else is as it is."""
+    """Numbers that are not whole as float64, decimals that are as integers if they fit; what else is as it is."""
+    if pa.types.is_decimal(array.type) and array.type.scale == 0:  # as databases give ids, which may be beyond 2**53
+        with contextlib.suppress(pa.ArrowInvalid):
+            return array.cast(pa.int64())
     decimal = pa.types.is_floating(array.type) or pa.types.is_decimal(array.type)
     return array.cast(pa.float64()) if decimal else array
 

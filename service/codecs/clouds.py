@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from service.codecs.words import json_type
+from service.codecs.words import first_repeated, json_type
 from service.errors import InvalidRequestError
 
 KEYS_OF_ROWS = ("instances", "dataframe_records", "inputs", "data")
@@ -51,8 +51,8 @@ def _split(frame: Any) -> list[Any] | Iterator[list[Any]]:
     if columns is None:
         return data
     names, numbers = [_name(column) for column in columns], count()
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = first_repeated(names)
+    if twice is not None:
         raise InvalidRequestError(f"'dataframe_split' names the column {twice[:100]!r} twice")
 
     def named(rows: list[Any]) -> list[dict[str, Any]]:

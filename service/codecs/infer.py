@@ -28,6 +28,8 @@ DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
 _REMEMBERED_BYTES = 1000
+_NOT_EXACT = 2**53
+"""From here on float64, which numbers become, has not every whole number."""
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -310,9 +312,15 @@ def _by_feature(
         position = features.positions[name]
         values: Any = tensor.values
         if not isinstance(values, list):
-            if features.columns[position].kind in ("numeric", "datetime"):
+            column = features.columns[position]
+            if column.kind in ("numeric", "datetime"):
                 x[:, position] = values
                 continue
+            if column.integer and (np.abs(values) >= _NOT_EXACT).any():
+                raise InvalidRequestError(
+                    f"input {name[:100]!r} holds category numbers of {_NOT_EXACT} or more, of which float64 has not every one: "
+                    "give them as texts, BYTES"
+                )
             values = [None if math.isnan(value) else value for value in values.tolist()]
         x[:, position] = read_column(values, position, features, unknown, problems)
     return x

@@ -29,7 +29,7 @@ from service.codecs.rows import (
     understood,
 )
 from service.codecs.unusual import infinite
-from service.codecs.words import nearest
+from service.codecs.words import first_repeated, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Prediction, check_finite
 
@@ -160,8 +160,9 @@ def check_names(names: Sequence[str], features: Features) -> None:
             raise InvalidRequestError("a column has no name; write the table without its row index (index=False in pandas)")
         if name not in features.positions:
             raise InvalidRequestError(f"column {name[:100]!r} is no feature of this model{nearest(name, features.names)}")
-        if names.count(name) > 1:
-            raise InvalidRequestError(f"column {name!r} stands twice in the header")
+    twice = first_repeated(names)
+    if twice is not None:
+        raise InvalidRequestError(f"column {twice!r} stands twice in the header")
 
 
 def _read_csv(parts: list[list[list[str]]], header: list[str], features: Features) -> Rows:

@@ -1,7 +1,7 @@
 """Names, values and types in the sentences that clients read."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from types import NoneType
 
@@ -23,6 +23,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
         return ""
     near = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that stood before; None where each stands once. Clients may send very many."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def json_type(value: object) -> str:

@@ -15,7 +15,9 @@ PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 
 _FINITE = "finite"
 _RAW_TO_JSON = 20
-"""A byte of JSON takes as long to read as so many raw ones."""
+"""A byte of JSON takes as long to read as so many raw ones of numbers."""
+_JSON_TO_RAW_TEXTS = 4
+"""A raw byte of short texts takes as long to read as so many of JSON."""
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
@@ -71,7 +73,11 @@ def bytes_to_read(length: int, json_length: bytes | None) -> int:
 
 
 def _reading_takes_long(_: ServedModel, scope: Scope, body: bytes) -> bool:
-    return bytes_to_read(len(body), header(scope, JSON_LENGTH_HEADER)) > LARGE_BYTES
+    told = header(scope, JSON_LENGTH_HEADER)
+    text = length_of(told)
+    if text is not None and body.find(b'"BYTES"', 0, text) >= 0:
+        return text + _JSON_TO_RAW_TEXTS * (len(body) - text) > LARGE_BYTES
+    return bytes_to_read(len(body), told) > LARGE_BYTES
 
 
 def _writing_takes_long(asked: Asked[InferRequest]) -> bool:

@@ -208,6 +208,10 @@ def test_a_connection_is_not_idle_while_a_request_arrives(tmp_path):
         time.sleep(2.5)
         client.sendall(post(ROW)[30:])
         assert [status for status, _, _ in answers(client, 2)] == [200, 200]
+        client.sendall(post(b"{") + post(ROW)[:30])
+        time.sleep(2.5)
+        client.sendall(post(ROW)[30:])
+        assert [status for status, _, _ in answers(client, 2)] == [400, 200]
     assert service.stop() == 0
 
 
@@ -224,6 +228,22 @@ def test_requests_that_come_together_are_answered_in_their_order(service):
             assert means == sorted(means)
             assert len(set(means)) == 4
             assert [orjson.loads(found[place][2])["name"] for place in (2, 4)] == ["errorbar"] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m:predict", "/v1/models/other:predict"])
+def test_a_request_that_is_refused_at_once_brings_those_behind_it_out_of_no_order(service, path):
+    slow = post(b'{"instances": [[1, 2]], "samples": 900000, "seed": 1}')
+    refused = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{" % path.encode()
+    with connected(service) as client:
+        for _ in range(2):  # from then on the head is known
+            client.sendall(post(ROW))
+            answers(client, 1)
+        client.sendall(refused + slow)
+        time.sleep(0.02)
+        client.sendall(post(ROW))
+        found = answers(client, 3)
+    assert [status < 400 for status, _, _ in found] == [False, True, True]
+    assert len(found[1][2]) > 1_000_000 > len(found[2][2])
 
 
 OFFERS = [

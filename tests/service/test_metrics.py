@@ -78,6 +78,18 @@ def test_a_row_whose_answer_is_not_finite_leaves_the_sums_finite():
     assert (counted.width.count, counted.width.total) == (1, 0)
 
 
+@pytest.mark.parametrize("rows", [2, 1000])
+def test_sums_stay_finite_however_large_the_answers_are(rows):
+    counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])
+    huge, nought = np.full((rows, 1), 1e308), np.zeros((rows, 1, 1))
+    for _ in range(3):
+        counted.ran({"std": huge, "lower": nought, "upper": huge[:, :, None]}, rows=rows, requests=1, seconds=0.1)
+    counted.settle()
+    for one in (counted.std, counted.width):
+        assert one.counts[-1] == one.count == 3 * rows
+        assert one.total == pytest.approx(3 * rows * 1e12)
+
+
 @pytest.mark.parametrize("outputs", [["mean"], ["lower"], ["upper", "mean"], ["std"]])
 def test_runs_are_counted_whatever_outputs_they_have(outputs):
     counted = ModelMetrics([Target(name="y", minimum=0.0, maximum=10.0)])

@@ -45,6 +45,19 @@ def test_counts_of_other_processes_last_when_these_end(tmp_path):
     assert {family.kind for family in FAMILIES.values()} == {"counter", "gauge", "largest", "histogram", "hidden"}
 
 
+def test_a_full_disk_loses_the_counts_of_a_process_that_has_ended_and_nothing_else(tmp_path, monkeypatch, caplog):
+    one, other = SharedCounts(tmp_path, "one"), SharedCounts(tmp_path, "other")
+    other.leave({"errorbar_up": [([], 1.0)]})
+
+    def write(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("service.workers._write", write)
+    forget(tmp_path, "other")
+    assert one.others() == []
+    assert "the counts of a process that has ended are lost ([Errno 28] No space left on device)" in caplog.text
+
+
 class Workers(Process):
     """A service of two workers, both ready."""
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from models.manifest import Column
 from service.codecs.features import features_of
 from service.codecs.rows import Limits
 from service.codecs.tables import FORMATS, read_table
@@ -75,6 +76,16 @@ def test_numbers_of_every_type(type_):
 def test_decimals_and_columns_of_null():
     assert column("a", pa.array([Decimal("1.50")])) == [1.5]
     np.testing.assert_equal([column(name, pa.nulls(1)) for name in ("a", "colour", "when")], [[math.nan]] * 3)
+    largest = Decimal(10**37)
+    np.testing.assert_equal(column("a", pa.array([Decimal(2), None, largest], pa.decimal128(38, 0))), [2, math.nan, 1e37])
+
+
+@pytest.mark.parametrize("type_", [pa.decimal128(38, 0), pa.int64(), pa.uint64(), pa.string()])
+def test_ids_that_float64_does_not_tell_apart(type_):
+    ids = [2**53 + more for more in (0, 1, 3)]
+    features = features_of([Column(name="id", kind="categorical", categories=[*map(str, ids)], integer=True)])
+    body = stream({"id": pa.array([ids[2], None, ids[1]]).cast(type_)})
+    np.testing.assert_equal(read(body, features=features).question.x, [[2], [math.nan], [1]])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def test_data_without_columns_are_rows_in_the_models_order():
         ({"inputs": {"a": [1], "b": [1, 2]}}, "'inputs' has columns that are no arrays of one length"),
         ({"inputs": {"a": 1}}, "'inputs' has columns that are no arrays of one length"),
         ({"dataframe_split": {"columns": ["a", "b", "a"], "data": []}}, "'dataframe_split' names the column 'a' twice"),
+        (  # very many, which must not take long
+            {"dataframe_split": {"columns": [*map(str, range(500_000)), "b", "b"], "data": []}},
+            "'dataframe_split' names the column 'b' twice",
+        ),
         ({"inputs": None}, "'inputs' is null; give an array of rows"),
         ({"dataframe_records": {"a": [1]}}, "'dataframe_records' is an object; give an array of rows"),
     ],

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from models.manifest import Column
 from service.codecs import infer, parts
 from service.codecs.features import features_of
 from service.codecs.infer import OUTPUTS, read_infer
@@ -97,6 +98,18 @@ def test_unknown_categories_warn_or_with_strict_refuse():
     }
     refused = refusal({"inputs": inputs, "parameters": {"strict": True}}, features=MIXED_FEATURES)
     assert "did you mean 'green'" in refused.sentence
+
+
+@pytest.mark.parametrize("datatype", ["INT64", "UINT64", "FP64"])
+def test_category_numbers_that_float64_does_not_tell_apart_are_given_as_texts(datatype):
+    ids = [str(2**53 + more) for more in (0, 1, 3)]
+    features = features_of([Column(name="id", kind="categorical", categories=[*ids, "7"], integer=True)])
+    sentence = refusal({"inputs": [column("id", datatype, 7, 2**53 + 1)]}, features=features).sentence
+    assert sentence.startswith("input 'id' holds category numbers of 9007199254740992 or more")
+    assert sentence.endswith("give them as texts, BYTES")
+    read_as = read({"inputs": [column("id", "BYTES", ids[1], ids[2])]}, features=features)
+    assert read_as.question.x.tolist() == [[1], [2]]
+    assert read({"inputs": [column("id", datatype, 7)]}, features=features).question.x.tolist() == [[3]]
 
 
 def test_numbers_that_are_no_category_are_refused_in_the_whole_tensor():
