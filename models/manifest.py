@@ -168,6 +168,8 @@ class Origin(_Part):
 
     data: str
     data_sha256: str
+    calibration_sha256: str | None = None
+    """Of the table that calibrated the model anew; None where none has."""
     rows: int
     rows_by_use: dict[str, int]
     command: str

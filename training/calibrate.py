@@ -109,6 +109,10 @@ def calibrated(
         factors = _scale_factors(residuals.values, family, freedom)
         groups = [ResidualGroup(residuals=_sorted(residuals.values, factors))]
         groups += _groups_by_value(residuals, factors, columns, group_column) if group_column else []
+        if group_column and len(groups) == 1:
+            raise OptionError(
+                f"--calibrate-by {group_column}: no calibration row has a value of {group_column} that the model knows"
+            )
     return Calibration(
         method=method,
         interval=interval,
@@ -204,20 +208,33 @@ def _typical_value(column: Column, number: int) -> float:
     return low + _GOLDEN_PLACES[number] * (high - low)
 
 
-def require_new_table(table: Path, manifest: Manifest) -> None:
-    """Raise OptionError where `table` is the file that the model was fitted to: its residuals say nothing about new rows."""
+def require_new_table(table: Path, manifest: Manifest) -> str:
+    """The SHA-256 of `table`. Raises OptionError where it is the file that the model was fitted to, or that calibrated it anew:
+    its residuals say nothing about new rows.
+    """
     with table.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() == manifest.origin.data_sha256:
-            raise OptionError(f"{table.name} is the table that the model was fitted to; take rows that it has not seen")
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    seen = {manifest.origin.data_sha256: "fitted to", manifest.origin.calibration_sha256: "calibrated on"}
+    if digest in seen:
+        raise OptionError(f"{table.name} is the table that the model was {seen[digest]}; take rows that it has not seen")
+    return digest
 
 
 def recalibrate(
-    model: Path, x: Values, y: Values, *, output: Path, interval: IntervalKind | None, group_column: str | None
+    model: Path,
+    x: Values,
+    y: Values,
+    *,
+    output: Path,
+    interval: IntervalKind | None,
+    group_column: str | None,
+    data_sha256: str | None = None,
 ) -> Manifest:
     """Write `model` to `output` with its intervals calibrated anew, by the split method.
 
     x [n, columns], y [n, targets]: rows that are new to the model, neither fitted nor used for early stopping. The evaluation
-    is dropped, since it was of the old intervals. interval, group_column: None keeps the model's.
+    is dropped, since it was of the old intervals. interval, group_column: None keeps the model's. data_sha256: of the rows'
+    table, which the model is then not to be scored on.
 
     Raises ArtifactError for a bad file, and OptionError where the rows are too few for the model's default coverage or
     `group_column` cannot be calibrated by.
@@ -247,7 +264,12 @@ def recalibrate(
         "network": old.network.model_copy(update={"family": family, "degrees_of_freedom": freedom}),
         "calibration": calibration,
         "evaluation": None,
-        "origin": old.origin.model_copy(update={"rows_by_use": {**old.origin.rows_by_use, "calibration": calibration.rows}}),
+        "origin": old.origin.model_copy(
+            update={
+                "rows_by_use": {**old.origin.rows_by_use, "calibration": calibration.rows},
+                "calibration_sha256": data_sha256,
+            }
+        ),
         "golden": golden(session_run(cpu_session(whole)), old.columns, calibration),
     }
     manifest = old.model_copy(update=update)

@@ -146,8 +146,9 @@ def evaluate(
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
-    x, y = read_x_y(table, manifest, delimiter=delimiter)
+    x, y, unknown = read_x_y(table, manifest, delimiter=delimiter)
     require_new_table(table, manifest)
+    _say_unknown(unknown)
     by_target = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)
     if as_json:
         document = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
@@ -175,8 +176,7 @@ def predict(
         scored = predict_table(
             model, table, output=output, coverages=coverage or (), keep=keep or (), delimiter=delimiter, on_rows=on_rows
         )
-    for name, count in scored.unknown.items():
-        terminal.say(f"note: {name} had {count} values that the model does not know; they count as missing")
+    _say_unknown(scored.unknown)
     for value, count in scored.unbounded.items():
         terminal.say(
             f"note: {count} rows of calibration group {value} have an infinite interval: it has too few calibration rows"
@@ -197,18 +197,28 @@ def calibrate(
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
     from training.calibrate import recalibrate, require_new_table
+    from training.files import check_output
     from training.predict import read_x_y
 
     old = read_manifest(model)
-    x, y = read_x_y(table, old, delimiter=delimiter)
-    require_new_table(table, old)
-    manifest = recalibrate(model, x, y, output=output or model, interval=interval, group_column=calibrate_by)
-    report = (output or model).with_suffix(".html")
+    output = output or model
+    check_output(output, table)
+    x, y, unknown = read_x_y(table, old, delimiter=delimiter)
+    digest = require_new_table(table, old)
+    _say_unknown(unknown)
+    manifest = recalibrate(model, x, y, output=output, interval=interval, group_column=calibrate_by, data_sha256=digest)
+    report = output.with_suffix(".html")
     if report.exists():  # it is about the old intervals, and would be published with the new ones
         report.unlink()
         terminal.say(f"removed {report}: it reported the intervals before this calibration")
     terminal.show_calibration(manifest)
-    terminal.say(f"wrote {output or model}")
+    terminal.say(f"wrote {output}")
+
+
+def _say_unknown(unknown: dict[str, int]) -> None:
+    """unknown: by column, the number of values that the model does not know."""
+    for name, count in unknown.items():
+        terminal.say(f"note: {name} had {count} values that the model does not know; they count as missing")
 
 
 @app.command()

@@ -88,8 +88,8 @@ class NetworkOptions(_Options):
         ),
     ] = None
     minimum_std: Annotated[Positive, Field(description="Floor of a member's std, relative to the target's")] = 1e-3
-    maximum_std: Annotated[float, Field(gt=1, description="Cap of a member's std, relative to the target's")] = 10.0
-    seed: Annotated[int, Field(ge=0, description="Seed of splits, weights and batches")] = 0
+    maximum_std: Annotated[float, Field(gt=1, le=1e6, description="Cap of a member's std, relative to the target's")] = 10.0
+    seed: Annotated[int, Field(ge=0, lt=2**64, description="Seed of splits, weights and batches")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes a GPU if there is one")] = (
         "auto"
     )

@@ -70,10 +70,12 @@ def exported_network(fitted: Fitted, *, columns: int) -> onnx.ModelProto:
 
 
 def needs_float64(fitted: Fitted, targets: list[Target]) -> bool:
-    """Whether the outputs need float64: a large offset, an exponential, or a unit that float32 has no room for."""
+    """Whether the outputs need float64: for a large offset, a transform (exponentials overflow, and shares near 1 are rounded
+    to it), or a unit that float32 has no room for.
+    """
     centre, scale = np.abs(fitted.centre), np.array(fitted.scale)
     outside = (centre > FLOAT64_RATIO * scale) | (centre + FLOAT64_RATIO * scale > 1e30) | (scale < 1e-30)
-    return bool(outside.any()) or any(target.transform == "log" for target in targets)
+    return bool(outside.any()) or any(target.transform != "identity" for target in targets)
 
 
 def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int) -> str:

@@ -10,6 +10,7 @@ import csv
 import difflib
 import gzip
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import cast
 
 import polars as pl
 
-from training.errors import TableError
+from training.errors import OptionError, TableError
 
 MISSING_WORDS = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null")
 """Cells that hold one of these words, and Parquet texts alike, are missing values."""
@@ -47,6 +48,7 @@ _JSON = re.compile(rb'\s*(\{\s*["}]|\[\s*[\[{"])')
 _DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 """Delimiters as one types them in a shell."""
 _EXPECTED = "a table is a CSV, CSV.gz or Parquet file"
+csv.field_size_limit(2**31 - 1)  # of a cell; Python's own 131 072 would be told as a misplaced quote
 _LINE_SEPARATOR = "\x1f"  # ASCII unit separator: no line of a text file holds it, so a line is one field
 
 
@@ -59,6 +61,23 @@ class Source:
     compressed: bool
     delimiter: str
     names: list[str]
+
+
+def check_output(output: Path, table: Path) -> None:
+    """Raise OptionError where a model file and its report cannot be written to `output`, or would overwrite `table`."""
+    report = output.with_suffix(".html")
+    for path in (output, report):
+        if path.is_dir():
+            raise OptionError(f"--output {output}: {path} is a folder; name a file, such as {path / 'model.onnx'}")
+        if path.resolve() == table.resolve():
+            raise OptionError(f"--output {output}: would overwrite the table {table}")
+    if report == output:
+        raise OptionError(f"--output {output}: the report is written to that name; end the model's in .onnx")
+    try:  # folders that are not there are made when there is something to write
+        with tempfile.TemporaryFile(dir=next(folder for folder in output.resolve().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise OptionError(f"--output {output}: cannot be written there ({error.strerror})") from error
 
 
 def count_rows(path: Path | str) -> int | None:
@@ -210,9 +229,18 @@ def _parquet_names(path: Path) -> list[str]:
     if tail != b"PAR1" or path.stat().st_size < 12:
         raise TableError(f"{path.name} is a truncated Parquet file: its end is missing; copy or write it again")
     try:
-        return pl.scan_parquet(path, glob=False).collect_schema().names()
+        names = pl.scan_parquet(path, glob=False).collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise TableError(f"{path.name} is a damaged Parquet file; copy or write it again") from error
+    _refuse_patterns(path.name, names)
+    return names
+
+
+def _refuse_patterns(file: str, names: Sequence[str]) -> None:
+    """Names that polars takes for those of several columns."""
+    for name in names:
+        if name == "*" or (name.startswith("^") and name.endswith("$")):
+            raise TableError(f"{file} has a column {name!r}, which stands for several columns in queries; rename it")
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
@@ -245,6 +273,7 @@ def _check_header(source: Source) -> None:
             )
     if "" in names[1:]:
         raise TableError(f"column {names.index('', 1) + 1} of {name} has no name; name it")
+    _refuse_patterns(name, names)
     twice = [column for i, column in enumerate(names) if column in names[:i]]
     if twice:
         raise TableError(

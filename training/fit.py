@@ -25,6 +25,7 @@ degrees of freedom have several units to go. Noise with 2.5 of them was fitted w
 FREQUENCY_SCALE = 0.3
 """The standard deviation of an embedding's initial frequencies where neither the user nor a trial says another."""
 _LARGEST_TARGET = 1e100
+_SMALLEST_SPREAD = 1e-100
 _PARALLEL_WORK = 2**17
 """Members x batch rows x width from which threads pay. Measured on two cores, 8 members of width 128: batches of 32 rows take
 the same time with one thread as with two, of 256 rows 1.15x, of 1024 rows 1.4x; and many threads on small work only wait."""
@@ -166,7 +167,11 @@ def _check(
         used = used[weights[used] > 0]
     if np.abs(y[used]).max() > _LARGEST_TARGET:
         raise FitError(f"a target reaches {np.abs(y[used]).max():g}, whose square has no float64: give it in a larger unit")
-    constant = np.flatnonzero(np.ptp(y[used], axis=0) == 0)
+    spread = np.ptp(y[used], axis=0)
+    tiny = spread[(spread > 0) & (spread < _SMALLEST_SPREAD)]
+    if len(tiny):
+        raise FitError(f"a target varies by {tiny[0]:g}, whose square has no float64: give it in a smaller unit")
+    constant = np.flatnonzero(spread == 0)
     if len(constant):
         raise FitError(
             f"target {constant[0] + 1} of {y.shape[1]} is {y[used[0], constant[0]]:g} in all {len(used)} fit rows, so there is "

@@ -53,6 +53,8 @@ def predict_table(
     """
     if output.suffix not in (".parquet", ".csv"):
         raise OptionError(f"--output {output}: the name of the predictions ends in .parquet or .csv")
+    if output.is_dir():
+        raise OptionError(f"--output {output}: is a folder; name a file")
     if output.resolve() == table.resolve():
         raise OptionError(f"--output {output}: is the table itself; give the predictions a name of their own")
     run, manifest = open_model(model)
@@ -82,7 +84,7 @@ def predict_table(
     first = next(frames_of := frames(), None)
     if first is None:
         raise TableError(f"{table.name} has a header but no rows")
-    unfit = [name for name in keep if first[name].dtype.is_nested() or first[name].dtype == pl.Binary]
+    unfit = [name for name in keep if first[name].dtype.is_nested() or first[name].dtype in (pl.Binary, pl.Duration)]
     if unfit and output.suffix == ".csv":
         raise OptionError(f"--keep {unfit[0]}: CSV cannot hold its type; write the predictions as .parquet")
 
@@ -105,20 +107,23 @@ def predict_table(
     return Scored(unknown=dict(unknown), unbounded=_unbounded_rows(in_group, manifest, coverages))
 
 
-def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[Values, Values]:
-    """Features [n, columns] and targets [n, targets] of a table for a model. Raises TableError."""
+def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[Values, Values, dict[str, int]]:
+    """Features [n, columns] and targets [n, targets] of a table for a model, and `Scored.unknown`. Raises TableError."""
     parts, row = [], 1
+    unknown: Counter[str] = Counter()
     names = list(dict.fromkeys([*manifest.feature_names, *manifest.target_names]))
     for frame in read_batches(table, columns=names, delimiter=delimiter):
         y = encode_targets(frame, manifest.targets, first_row=row)
         empty = np.flatnonzero(np.isnan(y).any(axis=1))
         if len(empty):
             raise TableError(f"{table.name}: data row {row + int(empty[0])} has no target; leave such rows out")
-        parts.append((encode(frame, manifest.columns, first_row=row)[0], y))
+        x, unknown_here = encode(frame, manifest.columns, first_row=row)
+        unknown.update(unknown_here)
+        parts.append((x, y))
         row += frame.height
     if not parts:
         raise TableError(f"{table.name} has a header but no rows")
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]), dict(unknown)
 
 
 def require_supported(coverages: Sequence[float], manifest: Manifest) -> None:

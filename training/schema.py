@@ -4,7 +4,6 @@ A `pl.Series` here is a column as `files.scan` gives it: text without blanks aro
 of Parquet. Rows are named in errors as data rows of the file: data row 1 is the first below the header.
 """
 
-import re
 import shlex
 from collections.abc import Sequence
 
@@ -23,6 +22,8 @@ MAX_CATEGORIES = 256
 TEXT_VALUES = 100
 """Text with more different values than this, and with as many as half of its rows, is an id or free text."""
 
+_LARGEST_VALUE = 1e300
+"""The difference of larger ones may have no float64."""
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 _ISO_FORMATS = (
     "%Y-%m-%d",
@@ -31,6 +32,12 @@ _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M%#z",
     "%Y-%m-%dT%H:%M:%S%.f%#z",
 )
+_UNREAD = (
+    (r"^[-+]?[\d.]*\d,\d+$", "write decimals with a point"),
+    (r"^(\d{1,2}[/.]\d{1,2}[/.]\d{2}(\d{2})?|\d{4}[/.]\d{1,2}[/.]\d{1,2})\b", "write dates as 2024-01-31"),
+    (r"^[-+]?([$€£¥]\s?\d[\d.,']*|\d[\d.,']*\s?[%$€£¥]|\d{1,3}([,' ]\d{3}){2,})$", "write plain numbers, such as 1234.5"),
+)
+"""What is text here and was meant as a number or a date, and how to write it."""
 
 
 def encode(frame: pl.DataFrame, columns: Sequence[Column], *, first_row: int = 1) -> tuple[NDArray[np.float64], dict[str, int]]:
@@ -86,6 +93,12 @@ def describe(
         categories, integer, notes = _categories(series, max_categories, named=categorical, rows=rows)
     values = column_values(series, kind, categories=categories, integer=integer, rows=rows)
     known = values[~np.isnan(values)]
+    if np.abs(known).max() > _LARGEST_VALUE:
+        i = int(np.nanargmax(np.abs(values)))
+        raise TableError(
+            f"column {name!r} holds {values[i]:g} in data row {rows[i]}, about the largest that float64 has; make it missing "
+            f"if it stands for that, or {_leave_out(name)}"
+        )
     column = Column(name=name, kind=kind, categories=categories, missing=missing / len(series), integer=integer)
     if kind in ("numeric", "datetime"):
         ranges = {
@@ -163,10 +176,10 @@ def target_values(series: pl.Series, transform: str, *, rows: Rows) -> NDArray[n
     numbers = _numbers(series) if series.dtype == pl.String or series.dtype.is_numeric() else _nothing(series)
     wrong = (series.is_not_null() & numbers.is_null()).to_numpy()
     if wrong.any():
-        i = int(wrong.argmax())
+        i, hint = int(wrong.argmax()), _hint(series.filter(wrong))
         raise TableError(
             f"target {name!r} is not a number in {int(wrong.sum())} of {len(series)} rows: data row {rows[i]} holds "
-            f"{str(series[i])!r}{_hint(series)}; a target is a quantity, so correct these or choose another column"
+            f"{str(series[i])!r}{hint}; a target is a quantity, so correct these or choose another column"
         )
     values = column_values(series, "numeric", rows=rows)
     domain, outside = {
@@ -239,8 +252,9 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
             f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: "
             f"{_leave_out(name)}, or keep it with --categorical {shlex.quote(name)}"
         )
-    if mixed:
-        notes.append(f"column {name!r} is taken as categories: {mixed}")
+    why = f": {mixed}" if mixed else "" if named else _hint(series)
+    if why:
+        notes.append(f"column {name!r} is taken as categories{why}")
     kept = counts.head(max_categories)
     if counts.height > kept.height:
         share = 1 - int(kept["rows"].sum()) / filled
@@ -343,10 +357,12 @@ def _floats(series: pl.Series) -> NDArray[np.float64]:
 
 
 def _hint(series: pl.Series) -> str:
-    """What the first value of a text column may have meant."""
-    first = str(series.drop_nulls().first())
-    if re.fullmatch(r"-?[\d.]*\d,\d+", first):
-        return f" ({first!r}: write decimals with a point)"
-    if re.match(r"\d{1,4}[/.]\d{1,2}[/.]\d{1,4}", first):
-        return f" ({first!r}: write dates as 2024-01-31)"
+    """What most values of a text column may have meant."""
+    if series.dtype != pl.String:
+        return ""
+    texts = series.drop_nulls()
+    for pattern, advice in _UNREAD:
+        meant = texts.filter(texts.str.contains(pattern))
+        if 2 * len(meant) > len(texts):
+            return f" ({meant[0]!r}: {advice})"
     return ""

@@ -181,6 +181,10 @@ def _draw(
     values, place, sizes = np.unique(units[rows], return_inverse=True, return_counts=True)
     _require_units(len(values), 2, use=use)
     order = np.arange(len(values))[::-1] if latest else random.permutation(len(values))
+    large = sizes > count
+    if not latest and large.any() and not large.all():  # those come last, and the others are shared with the uses to come
+        order = np.concatenate([order[~large[order]], order[large[order]]])
+        count = min(count, int(sizes[~large].sum()) // 2)
     ends = np.cumsum(sizes[order])
     chosen = order[: min(int(np.abs(ends - count).argmin()) + 1, len(values) - 1)]
     taken = np.zeros(len(values), dtype=bool)

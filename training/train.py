@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from models.networks import FeatureStatistics, RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions, column_words
-from training.errors import OptionError
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
+from training.files import check_output
 from training.fit import Epoch, Fitted, fit
 from training.graph import calibrated_graph
 from training.preprocess import feature_statistics, seen_columns
@@ -52,7 +51,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     """
     progress = progress or Progress()
     start = time.perf_counter()
-    _check_output(output, path)
+    check_output(output, path)
     progress.stage(f"reading {path.name}")
     table = read_table(
         path,
@@ -169,24 +168,6 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     return manifest
 
 
-def _check_output(output: Path, table: Path) -> None:
-    """Refuse now what could not be written after the fit."""
-    report = output.with_suffix(".html")
-    for path in (output, report):
-        if path.is_dir():
-            raise OptionError(f"--output {output}: {path} is a folder; name a file, such as {path / 'model.onnx'}")
-        if path.resolve() == table.resolve():
-            raise OptionError(f"--output {output}: would overwrite the table {table}")
-    if report == output:
-        raise OptionError(f"--output {output}: the report is written to that name; end the model's in .onnx")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise OptionError(f"--output {output}: cannot be written there ({error.strerror})") from error
-
-
 def _check_plan(plan: Plan, options: FitOptions, progress: Progress) -> None:
     """Refuse a default coverage that the calibration rows cannot support; tell of options that this plan does not use."""
     rows = len(_calibration_rows(plan)) or UNCALIBRATED_ROWS
@@ -284,12 +265,14 @@ def _baselines(
     seen = _seen(plan)
     rows, manifest = _calibration_rows(plan), evaluate.baseline_manifest(model)
     tested = table.x[plan.test]
+    # Where all that varies is in one fold, the other rows have no spread: nothing to divide by
+    least = options.minimum_std * y.std(axis=0)
 
     def constant(x: Values, fit_rows: Rows) -> Moments:
         weights = None if table.weights is None else table.weights[fit_rows]
         centre = np.average(y[fit_rows], axis=0, weights=weights)
         scale = np.sqrt(np.average((y[fit_rows] - centre) ** 2, axis=0, weights=weights))
-        return np.tile(centre, (len(x), 1)), np.tile(scale, (len(x), 1))
+        return np.tile(centre, (len(x), 1)), np.tile(np.maximum(scale, least), (len(x), 1))
 
     parts = [constant(table.x[fold], np.setdiff1d(seen, fold)) for fold in plan.folds] or [
         constant(table.x[plan.calibration], seen)

@@ -38,7 +38,8 @@ def _score(data: Set, split: Split, method: str, folder: Path) -> Score:
     seconds = time.perf_counter() - start
     _write(data, split.test, unseen)
     answers, manifest = open_model(model)
-    predictions = evaluate.predicted(answers, *read_x_y(unseen, manifest), manifest)
+    x, y, _ = read_x_y(unseen, manifest)
+    predictions = evaluate.predicted(answers, x, y, manifest)
     by_target = list(evaluate.scores(predictions, targets=manifest.targets, network=manifest.network).values())
     intervals = [_interval(scores) for scores in by_target]
     return Score(

@@ -391,6 +391,18 @@ def test_a_calibration_that_fails_leaves_the_old_file(tmp_path, rows, group_colu
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_rows_without_a_known_value_of_the_group_column_do_not_calibrate_by_it(tmp_path):
+    write_model_file(tmp_path / "model.onnx")
+    x, y = biased_rows(100, seed=1)
+    x[:, 1] = np.nan
+    given = {"output": tmp_path / "new.onnx", "interval": None}
+    with pytest.raises(
+        OptionError, match="--calibrate-by colour: no calibration row has a value of colour that the model knows"
+    ):
+        recalibrate(tmp_path / "model.onnx", x, y, group_column="colour", **given)
+    recalibrate(tmp_path / "model.onnx", x, y, group_column="open", **given)
+
+
 def test_a_column_without_a_category_among_the_seen_rows_has_golden_rows_too():
     columns = [*COLUMNS[:1], Column(name="colour", kind="categorical", categories=[]), *COLUMNS[2:]]
     calibration = calibration_of(residuals())

@@ -110,12 +110,19 @@ def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tm
         (["publish", "formula.onnx", "repository", "--name", "../up"], "model name"),
         (["evaluate", "formula.onnx", "sine.csv"], "has no column"),
         (["dataset", "moon"], "three_targets"),
+        (["calibrate", "formula.onnx", "rows.csv", "-o", "rows.csv"], "would overwrite the table rows.csv"),
+        (["calibrate", "formula.onnx", "rows.csv", "-o", "new.html"], "end the model's in .onnx"),
+        (["predict", "formula.onnx", "rows.csv", "-o", "folder.csv"], "--output folder.csv: is a folder"),
+        (["fit", "nowhere.csv", "--target", "y", "-o", "new/folder/m.onnx"], "there is no file 'nowhere.csv'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(command, model, mixed_rows, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sine.csv").write_text("x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(50)))
+    (tmp_path / "folder.csv").mkdir()
+    before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
     status, out, err = command(*arguments)
+    assert {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")} == before
     assert status == 2
     assert words in err
     assert "Traceback" not in err + out
@@ -174,9 +181,13 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
     status, out, err = command("evaluate", model, mixed_rows, "--json")
     assert status == 0, err
     assert json.loads(out)["rows"] == 60
+    assert "colour had 20 values that the model does not know" in err
 
     status, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx", "--interval", "equal_tailed")
     assert status == 0, err
+    assert "colour had 20 values that the model does not know" in err
+    status, _, err = command("evaluate", tmp_path / "new.onnx", mixed_rows)
+    assert (status, "rows.csv is the table that the model was calibrated on" in err) == (2, True), err
     calibration = read_manifest(tmp_path / "new.onnx").calibration
     assert (calibration.rows, calibration.interval) == (60, "equal_tailed")
 

@@ -103,6 +103,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"minimum_std": 20.0}, "minimum_std 20 must be below maximum_std 10"),
         ({"target": []}, r"--target \[\]: list should have at least 1 item"),
         ({"maximum_std": 1.0}, "--maximum-std 1.0: input should be greater than 1"),
+        ({"maximum_std": 1e30}, "--maximum-std 1e\\+30: input should be less than or equal to 1000000"),
+        ({"seed": 2**64}, "--seed 18446744073709551616: input should be less than 18446744073709551616"),
         ({"delimiter": ""}, "--delimiter '': string should have at least 1 character"),
         ({"folds": 1}, "--folds 1: input should be greater than or equal to 2"),
     ],

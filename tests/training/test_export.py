@@ -227,6 +227,8 @@ def test_a_target_near_zero_is_answered_in_float32(near):
     assert {values.dtype.type for values in answer.values()} == {np.float32}
 
 
-def test_a_log_transformed_target_is_answered_in_float64(near):
+def test_a_transformed_target_is_answered_in_float64(near):
     logarithmic = [Target(name="a", minimum=1.0, maximum=2.0, transform="log"), TARGETS[1]]
     assert needs_float64(near[0], logarithmic), "exp of a far interval end overflows float32"
+    share = [Target(name="a", minimum=0.1, maximum=0.9, transform="logit"), TARGETS[1]]
+    assert needs_float64(near[0], share), "near 1 float32 has steps of 6e-8, and 1 itself"

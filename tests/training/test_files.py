@@ -42,6 +42,8 @@ def refusal(path, **options) -> str:
         ("t.csv", b"a|b\n1|2\n", "read it with --delimiter '|'"),
         ("t.csv", b"a,b,a\n1,2,3\n", "more than one column 'a'"),
         ("t.csv", b"a, a\n1,2\n", "more than one column 'a'"),
+        ("t.csv", b"a,*\n1,2\n", "t.csv has a column '*', which stands for several columns in queries; rename it"),
+        ("t.csv", b"a,^a.*$\n1,2\n", "t.csv has a column '^a.*$'"),
         ("t.csv", b"a,,b\n0,1,2\n", "column 2 of t.csv has no name; name it"),
         ("t.csv", b"a,b\n1,2\n3,4,5\n", "line 3 of t.csv has 3 fields where the header has 2"),
         ("t.csv", b"a,b\n1,2\n3\n5,6\n", "line 3 of t.csv has 1 fields where the header has 2"),
@@ -68,6 +70,17 @@ def test_parquet_damaged_in_its_pages_is_refused_in_plain_words(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:4] + bytes(len(content) - 2004) + content[-2000:])
     assert "damaged Parquet" in refusal(path)
+
+
+def test_a_parquet_column_that_stands_for_several_is_refused(tmp_path):
+    pl.DataFrame({"a": [1], "*": [2]}).write_parquet(tmp_path / "t.parquet")
+    assert "t.parquet has a column '*'" in refusal(tmp_path / "t.parquet")
+
+
+def test_a_cell_may_be_long(tmp_path):
+    (tmp_path / "t.csv").write_text(f'a,b\n1,"{"x" * 200_000}, y"\n')
+    (frame,) = read_batches(tmp_path / "t.csv")
+    assert frame["b"].str.len_chars().to_list() == [200_003]
 
 
 def test_a_path_that_holds_no_file_is_refused(tmp_path):

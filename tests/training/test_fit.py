@@ -327,6 +327,12 @@ def test_a_target_with_one_value_in_all_fit_rows_is_refused():
         fitted(x, y, [np.arange(200)], [np.arange(200, 240)])
 
 
+def test_a_target_whose_variance_has_no_float64_is_refused():
+    x, y = table()
+    with pytest.raises(FitError, match=r"a target varies by .*e-169, whose square has no float64: give it in a smaller unit"):
+        fitted(x, y * [1.0, 1e-170], *split())
+
+
 @pytest.mark.parametrize(("rows", "use"), [(slice(50), "fit"), (slice(200, 240), "early-stopping")])
 def test_a_member_whose_rows_have_no_weight_is_refused(rows, use):
     x, y = table()

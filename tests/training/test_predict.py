@@ -143,7 +143,10 @@ def test_copied_columns_are_as_they_stand_in_the_table(model, tmp_path, source, 
 
 
 def test_a_copied_column_that_csv_cannot_hold_is_refused_and_parquet_takes_it(model, tmp_path):
-    table(3).with_columns(tags=pl.Series([[1], [2, 3], []])).write_parquet(tmp_path / "rows.parquet")
+    took = pl.duration(seconds=pl.int_range(pl.len()))
+    table(3).with_columns(tags=pl.Series([[1], [2, 3], []]), took=took).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(OptionError, match=r"--keep took: CSV cannot hold its type; write the predictions as \.parquet"):
+        predict_table(model, tmp_path / "rows.parquet", output=tmp_path / "out.csv", keep=["took"])
     with pytest.raises(OptionError, match=r"--keep tags: CSV cannot hold its type; write the predictions as \.parquet"):
         predict_table(model, tmp_path / "rows.parquet", output=tmp_path / "out.csv", keep=["id", "tags"])
     predict_table(model, tmp_path / "rows.parquet", output=tmp_path / "out.parquet", keep=["tags"])
@@ -322,7 +325,7 @@ def test_a_file_that_is_no_model_is_refused(csv, tmp_path):
 def test_features_and_targets_are_read_in_the_order_of_the_model(model, csv):
     frame = table()
     frame.select(reversed(frame.columns)).write_csv(csv)
-    x, y = read_x_y(csv, open_model(model)[1])
+    x, y, _ = read_x_y(csv, open_model(model)[1])
     np.testing.assert_allclose(x, as_x(frame))
     np.testing.assert_allclose(y, frame.select("y", "z").to_numpy())
 
@@ -331,7 +334,7 @@ def test_rows_are_counted_over_the_batches_of_a_long_table(model, tmp_path):
     path, manifest = tmp_path / "long.parquet", open_model(model)[1]
     frame = pl.concat([table(7000)] * 10)
     frame.write_parquet(path)
-    x, y = read_x_y(path, manifest)
+    x, y, _ = read_x_y(path, manifest)
     assert x.shape == (70_000, 4)
     np.testing.assert_array_equal(y, frame.select("y", "z").to_numpy())
     frame.with_columns(y=pl.when(pl.int_range(pl.len()) != 69_000).then("y")).write_parquet(path)

@@ -168,6 +168,39 @@ def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
     assert described(["2024-01-31", "2024-01-31", "today"], categorical=True)[2] == []
 
 
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        (["12,3", "4,5", None, "-1.234,5"], "('12,3': write decimals with a point)"),
+        (["01.05.2023", "2.5.2023"], "('01.05.2023': write dates as 2024-01-31)"),
+        (["2023/5/1", "2023/05/02", "soon"], "('2023/5/1': write dates as 2024-01-31)"),
+        (["12%", "3.5 %"], "('12%': write plain numbers, such as 1234.5)"),
+        (["$5", "-€1,200", "free"], "('$5': write plain numbers, such as 1234.5)"),
+        (["1,234,567", "-2 345 678"], "('1,234,567': write plain numbers, such as 1234.5)"),
+    ],
+)
+def test_categories_that_were_meant_as_numbers_or_dates_are_noted(values, advice):
+    column, _, notes = described(values)
+    assert column.kind == "categorical"
+    assert notes == [f"column 'f' is taken as categories {advice}"]
+    assert described(values, categorical=True)[2] == []
+
+
+@pytest.mark.parametrize(
+    "values", [["1.2.3", "1.2.4"], ["a,1", "b,2"], ["10.0.0.1", "x"], ["12%", "some", "more"], ["5-10", "10-15"]]
+)
+def test_other_categories_are_not(values):
+    assert described(values)[2] == []
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1e308])
+def test_a_stand_in_for_missing_near_the_largest_float_is_refused(value):
+    with pytest.raises(
+        TableError, match=r"holds -?1.*e\+308 in data row 2, about the largest that float64 has; make it missing"
+    ):
+        described([1.0, value, 3.0])
+
+
 @pytest.mark.parametrize("values", [["3", None, "3"], ["a", "a"], ["yes", "yes"], ["2024-01-31"] * 2])
 def test_a_constant_column_is_kept_and_noted(values):
     column, _, notes = described(values)

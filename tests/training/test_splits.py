@@ -96,6 +96,15 @@ def test_shares_are_kept():
     assert len(planned(1000, test_share=0.0).test) == 0
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_a_large_group_does_not_become_a_small_share(seed):
+    groups = np.repeat(np.arange(21), [1900] + [10] * 20)
+    plan = planned(2100, groups=groups, calibration="split", seed=seed)
+    assert [len(plan.test), len(plan.calibration)] == [100, 50]
+    equal = planned(2100, groups=np.repeat(np.arange(6), 350), calibration="split", calibration_share=0.1, seed=seed)
+    assert [len(equal.test), len(equal.calibration)] == [350, 350]
+
+
 def test_calibration_and_stop_rows_are_capped_and_the_others_fit():
     plan = planned(300_000, calibration="split", members=2)
     assert len(plan.calibration) == MOST_CALIBRATION_ROWS

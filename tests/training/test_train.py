@@ -277,6 +277,18 @@ def test_an_interrupted_fit_leaves_the_old_model(mixed_table, tmp_path):
     assert (tmp_path / "model.onnx").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("calibration", ["cross", "split"])
+def test_a_target_may_vary_in_one_group_only(tmp_path, calibration):
+    rng = np.random.default_rng(0)
+    plant = np.arange(300) // 30
+    y = np.where(plant == 4, rng.integers(1, 9, 300), 0)
+    path = tmp_path / "rare.csv"
+    pl.DataFrame({"b": rng.normal(size=300), "plant": plant, "y": y}).write_csv(path)
+    options = {"group": "plant", "calibration": calibration, "baselines": True, "epochs": 2}
+    _, manifest = trained(path, tmp_path, **options)
+    assert np.isfinite(manifest.evaluation.baselines["constant"]["y"].crps)
+
+
 @pytest.mark.parametrize("name", ["folder", "nowhere.html", "mixed.csv", "mixed.csv/model.onnx"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_fit(mixed_table, tmp_path, name):
     (tmp_path / "folder").mkdir()
