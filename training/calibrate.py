@@ -109,10 +109,6 @@ def calibrated(
         factors = _scale_factors(residuals.values, family, freedom)
         groups = [ResidualGroup(residuals=_sorted(residuals.values, factors))]
         groups += _groups_by_value(residuals, factors, columns, group_column) if group_column else []
-        if group_column and len(groups) == 1:
-            raise OptionError(
-                f"--calibrate-by {group_column}: no calibration row has a value of {group_column} that the model knows"
-            )
     return Calibration(
         method=method,
         interval=interval,
@@ -256,6 +252,9 @@ def recalibrate(
         group_column=group_column or old.calibration.group_column,
         dependence=old.calibration.dependence,
     )
+    column = calibration.group_column
+    if column and len(calibration.groups) == 1:
+        raise OptionError(f"--calibrate-by {column}: no calibration row has a value of {column} that the model knows")
     require_coverage(old.default_coverage, rows=calibration.rows, interval=calibration.interval)
     whole = calibrated_graph(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
