@@ -8,6 +8,7 @@
 #   PIP_INDEX_URL          package index to install from (pip's own variable)
 #   PIP_EXTRA_INDEX_URL    another index beside it, such as the one of CPU-only wheels that PyTorch's installation page names:
 #                          without it, the training image on x86-64 may hold some GB of CUDA libraries
+#   EXTRAS                 for the service: arrow, tracing, or both with a comma between
 #   VERSION, REVISION      what the images' labels say they were built from
 
 ARG BASE=python:3.11-slim-bookworm
@@ -24,16 +25,19 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 ORT_DISABLE_TELE
 # What is to be installed, one file a purpose. Later stages copy these files, and a copy with the same content keeps their layers:
 # neither a change of code nor one of the linter's settings in pyproject.toml installs anything again.
 FROM base AS requirements
+ARG EXTRAS
 COPY pyproject.toml .
 RUN python <<'PYTHON'
+import os
 import tomllib
 from pathlib import Path
 
 document = tomllib.loads(Path("pyproject.toml").read_text())
 project = document["project"]
+extras = [one for extra in os.environ.get("EXTRAS", "").split(",") if extra for one in project["optional-dependencies"][extra]]
 for name, requirements in {
     "build": document["build-system"]["requires"],
-    "service": project["dependencies"],
+    "service": project["dependencies"] + extras,
     "training": project["dependencies"] + project["optional-dependencies"]["training"],
 }.items():
     Path(f"/{name}.txt").write_text("\n".join(requirements) + "\n")

@@ -55,4 +55,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 training fit "$table" --output "$work/model.onnx" "${options[@]}" >&2  # in this order, an option at the end lacks its value
-training publish "$work/model.onnx" "$repository" --name "$name"
+training publish "$work/model.onnx" "$repository" --name "$name" >"$work/published"
+echo "the report: $(dirname "$(cat "$work/published")")/report.html" >&2
+cat "$work/published"

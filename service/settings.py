@@ -19,7 +19,7 @@ SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Serve the models of a model repository over HTTP."""
+    """Serve the models of a model repository over HTTP. Other commands, each with a --help of its own: health, new-key."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,

@@ -204,13 +204,15 @@ def _typical_value(column: Column, number: int) -> float:
     return low + _GOLDEN_PLACES[number] * (high - low)
 
 
-def require_new_table(table: Path, manifest: Manifest) -> str:
-    """The SHA-256 of `table`. Raises OptionError where it is the file that the model was fitted to, or that calibrated it anew:
-    its residuals say nothing about new rows.
+def require_new_table(table: Path, manifest: Manifest, *, to_score: bool) -> str:
+    """The SHA-256 of `table`. Raises OptionError where it is the file that the model was fitted to, or, `to_score`, that
+    calibrated it anew: its residuals say nothing about new rows.
     """
     with table.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    seen = {manifest.origin.data_sha256: "fitted to", manifest.origin.calibration_sha256: "calibrated on"}
+    seen = {manifest.origin.data_sha256: "fitted to"}
+    if to_score:
+        seen[str(manifest.origin.calibration_sha256)] = "calibrated on"
     if digest in seen:
         raise OptionError(f"{table.name} is the table that the model was {seen[digest]}; take rows that it has not seen")
     return digest
@@ -254,7 +256,7 @@ def recalibrate(
     )
     column = calibration.group_column
     if column and len(calibration.groups) == 1:
-        raise OptionError(f"--calibrate-by {column}: no calibration row has a value of {column} that the model knows")
+        raise OptionError(f"the model is calibrated by {column}, and no row has a value of {column} that it knows")
     require_coverage(old.default_coverage, rows=calibration.rows, interval=calibration.interval)
     whole = calibrated_graph(
         network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)

@@ -147,7 +147,7 @@ def evaluate(
 
     run, manifest = open_model(model)
     x, y, unknown = read_x_y(table, manifest, delimiter=delimiter)
-    require_new_table(table, manifest)
+    require_new_table(table, manifest, to_score=True)
     _say_unknown(unknown)
     by_target = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)
     if as_json:
@@ -204,7 +204,7 @@ def calibrate(
     output = output or model
     check_output(output, table)
     x, y, unknown = read_x_y(table, old, delimiter=delimiter)
-    digest = require_new_table(table, old)
+    digest = require_new_table(table, old, to_score=False)
     _say_unknown(unknown)
     manifest = recalibrate(model, x, y, output=output, interval=interval, group_column=calibrate_by, data_sha256=digest)
     report = output.with_suffix(".html")

@@ -28,13 +28,13 @@ class TableOptions(_Options):
     target: Annotated[list[str], Field(min_length=1, description="Column to predict; give it again for several targets")]
     exclude: Annotated[list[str], Field(description="Column that is no feature (an id, a leak of the target)")] = []
     categorical: Annotated[list[str], Field(description="Column of integer codes that have no order")] = []
-    group: Annotated[str | None, Field(description="Column whose rows stay together in every split (a patient, a batch)")] = (
-        None
-    )
-    time: Annotated[str | None, Field(description="Column that orders the rows: test and calibration rows are the latest")] = (
-        None
-    )
-    weight: Annotated[str | None, Field(description="Column of row weights for the fit")] = None
+    group: Annotated[
+        str | None, Field(description="Column whose rows stay together in every split (a patient, a batch); no feature")
+    ] = None
+    time: Annotated[
+        str | None, Field(description="Column that orders the rows: test and calibration rows are the latest; no feature")
+    ] = None
+    weight: Annotated[str | None, Field(description="Column of row weights for the fit; no feature")] = None
     transform: Annotated[
         list[str], Field(description="log or logit for all targets, or TARGET=log for one: the network works on that scale")
     ] = []

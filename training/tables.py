@@ -174,7 +174,10 @@ def _features(
     away = {*targets, *exclude, *single.values(), *(name for name in ROW_INDEX if not name or name not in categorical)}
     useless = [name for name in categorical if name in away]
     if useless:
-        raise TableError(f"categorical names {useless[0]!r}, which is no feature; drop it there or where it is excluded")
+        raise TableError(
+            f"categorical names {useless[0]!r}, which is excluded or holds groups, times or weights: no feature; name it in "
+            "one of the two places"
+        )
     features = [name for name in source.names if name not in away]
     if not features:
         raise TableError(f"{source.path.name} has no column left to predict from besides {', '.join(map(repr, targets))}")

@@ -88,8 +88,6 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
     statistics = feature_statistics(table.x[_seen(plan)], table.columns)
-    if options.dropout is None or options.frequency_scale is None:
-        progress.stage("short trials: dropout, frequencies")
     chosen = chosen_options(
         table.x,
         y,
@@ -98,6 +96,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         stop_rows=plan.stop,
         options=options,
         weights=table.weights,
+        on_trial=lambda option: progress.stage(f"short trials: {option}"),
     )
     options = options.model_copy(update=chosen)
     for_folds = f" and {options.fold_members} networks for each of {len(plan.folds)} folds" if plan.folds else ""

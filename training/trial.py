@@ -1,5 +1,6 @@
 """Options that the table decides, by short trial fits: whether dropout helps, and how fine the embedding of numbers begins."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -32,12 +33,13 @@ def chosen_options(
     stop_rows: list[NDArray[np.int64]],
     options: NetworkOptions,
     weights: NDArray[np.float64] | None = None,
+    on_trial: Callable[[str], None] = lambda option: None,  # noqa: ARG005
 ) -> dict[str, float]:
     """The `dropout` and the `frequency_scale`: those of `options`, else 0.1 and 0.3, or what a trial says is clearly better.
 
-    The arguments are those of `fit`. A trial fits the first two members for half of the epochs, on at most 20 000 rows each;
-    its result is their CRPS on their early-stopping rows. Finer frequencies are tried where these are many, as long as they
-    gain.
+    The arguments are those of `fit`; on_trial hears which option is tried. A trial fits the first two members for half of the
+    epochs, on at most 20 000 rows each; its result is their CRPS on their early-stopping rows. Finer frequencies are tried
+    where these are many, as long as they gain.
     """
     random = np.random.default_rng(options.seed)
     some = [random.permutation(rows)[:_MOST_ROWS] for rows in fit_rows[:_NETWORKS]]
@@ -52,9 +54,11 @@ def chosen_options(
 
     dropout, scale = options.dropout, options.frequency_scale or FREQUENCY_SCALE
     if dropout is None:
+        on_trial("dropout")
         dropout = 0.0 if crps(0.0, scale) < DROPOUT_RATIO * crps(DROPOUT, scale) else DROPOUT
     enough = sum(map(len, stop)) >= ENOUGH_ROWS
     if enough and options.frequency_scale is None and options.frequencies and statistics.embedded:
+        on_trial("frequencies")
         finer = scale
         for next_finer in FINER:
             if crps(dropout, next_finer) >= crps(dropout, finer):

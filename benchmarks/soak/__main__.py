@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import facts
+from benchmarks.options import some_of
 from benchmarks.page import tell
 from benchmarks.soak.parts import PARTS
 
@@ -21,7 +22,9 @@ TITLE = "# The service under load, while the worst happens to it"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts asked for, put their sections into DIR/soak.md, print them; 1 where something was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--parts", type=some_of(PARTS, "part"), default=list(PARTS), metavar="P,P", help=f"of {', '.join(PARTS)}; default: all"
+    )
     parser.add_argument("--minutes", type=float, default=10, help="of part publishing")
     parser.add_argument("--every", type=float, default=5, metavar="SECONDS", help="a version is published")
     parser.add_argument("--connections", type=int, default=200, help="of part publishing")

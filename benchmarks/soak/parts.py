@@ -324,7 +324,7 @@ async def trainers(folder: Path, options: argparse.Namespace) -> tuple[str, list
     wrong += [] if len(there) > ended else [f"{ended} trainers ended well, and {len(there) - 1} versions are there"]
     wrong += [f"version {version} is {state}" for version, state in states.items() if state != "ready"] + found.wrong
     rows = [
-        ["trainers killed; not killed in time, or not at all", f"{statuses.count(None)}; {ended}"],
+        ["trainers killed; ended before, or not to be killed", f"{statuses.count(None)}; {ended}"],
         ["seconds of one that is not killed", f"{longest:.1f}"],
         ["versions published, all served", f"{len(there) - 1}"],
         ["answers meanwhile, wrong ones", f"{found.answers:,}, {len(found.wrong)}"],

@@ -262,7 +262,7 @@ def _count_arrow(body: bytes, features: Features, _: int) -> tuple[int, Callable
     try:
         from service.codecs import arrow
     except ImportError:
-        raise InvalidRequestError("this service reads no Arrow until it has pyarrow: pip install 'errorbar[arrow]'") from None
+        raise InvalidRequestError("this service reads no Arrow until it has pyarrow: pip install pyarrow") from None
     return arrow.count(body, features)
 
 

@@ -396,9 +396,7 @@ def test_rows_without_a_known_value_of_the_group_column_do_not_calibrate_by_it(t
     x, y = biased_rows(100, seed=1)
     x[:, 1] = np.nan
     given = {"output": tmp_path / "new.onnx", "interval": None}
-    with pytest.raises(
-        OptionError, match="--calibrate-by colour: no calibration row has a value of colour that the model knows"
-    ):
+    with pytest.raises(OptionError, match="the model is calibrated by colour, and no row has a value of colour that it knows"):
         recalibrate(tmp_path / "model.onnx", x, y, group_column="colour", **given)
     recalibrate(tmp_path / "model.onnx", x, y, group_column="open", **given)
 
@@ -415,11 +413,11 @@ def test_the_table_that_a_model_was_fitted_to_is_refused(tmp_path):
     table.write_text("a,y\n1,2\n")
     write_model_file(tmp_path / "model.onnx")
     manifest = read_manifest(tmp_path / "model.onnx")
-    require_new_table(table, manifest)
+    require_new_table(table, manifest, to_score=True)
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     fitted = manifest.model_copy(update={"origin": manifest.origin.model_copy(update={"data_sha256": digest})})
     with pytest.raises(OptionError, match=r"table\.csv is the table that the model was fitted to"):
-        require_new_table(table, fitted)
+        require_new_table(table, fitted, to_score=False)
 
 
 def test_the_family_is_chosen_by_the_calibration_residuals():

@@ -188,6 +188,8 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
     assert "colour had 20 values that the model does not know" in err
     status, _, err = command("evaluate", tmp_path / "new.onnx", mixed_rows)
     assert (status, "rows.csv is the table that the model was calibrated on" in err) == (2, True), err
+    status, _, err = command("calibrate", tmp_path / "new.onnx", mixed_rows, "--interval", "equal_tailed")  # over it
+    assert status == 0, err
     calibration = read_manifest(tmp_path / "new.onnx").calibration
     assert (calibration.rows, calibration.interval) == (60, "equal_tailed")
 

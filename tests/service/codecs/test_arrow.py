@@ -300,7 +300,7 @@ def test_without_pyarrow_the_way_out_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "service.codecs.arrow")
     monkeypatch.delattr("service.codecs.arrow")
-    assert refusal(b"") == ["this service reads no Arrow until it has pyarrow: pip install 'errorbar[arrow]'"]
+    assert refusal(b"") == ["this service reads no Arrow until it has pyarrow: pip install pyarrow"]
 
 
 def mutated(body, rng):
