@@ -132,6 +132,21 @@ def cumulative_probability(residuals: Values, standardised: Values) -> Values:
     return probability
 
 
+def probability_up_to(residuals: Values, standardised: Values, rounding: Values) -> Values:
+    """P(Y <= t) as `cumulative_probability`, but where several residuals lie at t: there it counts all of them, as P(Y <= t)
+    of a count or another discrete target must.
+
+    rounding: [n, targets], in units of `standardised`: what is so near counts as equal.
+    """
+    rows = residuals.shape[1]
+    probability = np.empty_like(standardised)
+    for target, ordered in enumerate(residuals):
+        z, near = standardised[:, target], rounding[:, target, None]
+        below, up_to = np.searchsorted(ordered, z - near, side="left"), np.searchsorted(ordered, z + near, side="right")
+        probability[:, target] = (up_to + np.where(up_to > below, 0.0, 0.5)) / (rows + 1)
+    return probability
+
+
 def sample_factors(residuals: Values, rng: Generator, *, rows: int, samples: int) -> Values:
     """Draws from the calibration residuals, as factors: [rows, targets, samples].
 

@@ -73,7 +73,7 @@ def test_train_and_publish_refuses_in_a_sentence_before_it_does_anything(run, ar
 def test_train_and_publish_hands_on_the_options_last_so_that_one_without_a_value_takes_no_other_for_it(run):
     done = run("train-and-publish.sh", "--repository=models", "t.csv", "--name=n", "--epochs", "3", "--target")
     assert done.returncode == 0
-    fit, publish = done.stderr.splitlines()
+    fit, publish, _ = done.stderr.splitlines()
     assert fit.startswith("python: fit t.csv --output ")
     assert fit.endswith("/model.onnx --epochs 3 --target")
     assert publish.endswith("/model.onnx models --name n")

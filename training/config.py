@@ -124,7 +124,9 @@ class CalibrationOptions(_Options):
         str | None, Field(description="Categorical or boolean feature whose values are calibrated apart")
     ] = None
     folds: Annotated[int, Field(ge=2, description="Folds of cross calibration")] = 5
-    fold_members: Annotated[Count, Field(description="Networks fitted without each fold, for cross calibration")] = 4
+    fold_members: Annotated[
+        Count, Field(description="Networks fitted without each fold, for cross calibration; no more than members")
+    ] = 4
     calibration_share: Annotated[Share, Field(description="Share of rows held out by split calibration (at most 10 000)")] = 0.2
     stop_share: Annotated[Share, Field(description="Share of a member's rows held out for early stopping")] = 0.1
     test_share: Annotated[
@@ -151,6 +153,17 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
         for name in self.model_fields_set:
             if idle.get(name):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect here: {idle[name]}")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_are_predicted_no_better_than_new_rows(self) -> Self:
+        if self.fold_members > self.members:
+            if "fold_members" in self.model_fields_set:
+                raise ValueError(
+                    f"fold_members {self.fold_members} is more than members {self.members}: intervals would be calibrated on "
+                    "more networks than predict new rows, and be too narrow for them"
+                )
+            object.__setattr__(self, "fold_members", self.members)  # frozen, and not given
         return self
 
     @model_validator(mode="after")

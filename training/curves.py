@@ -11,6 +11,7 @@ from models.artifact import Run
 from models.manifest import Column, Manifest
 from training.calibrate import transformed
 from training.evaluate import Predictions
+from training.graph import location_rounding, score_rounding
 
 Values = NDArray[np.float64]
 
@@ -59,10 +60,12 @@ def covered(predictions: Predictions, manifest: Manifest, *, target: int) -> tup
     nominal = np.arange(1, 100) / 100
     nominal = nominal[nominal <= largest]
     y = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target, None]
+    near = location_rounding(float64=True) * np.abs(predictions.location / predictions.scale)[:, target, None]
     inside = np.empty((len(y), len(nominal)), dtype=np.bool_)
     for rows, residuals in predictions.sources:
         lower, upper = conformal.interval_factors(residuals, nominal, interval=interval)
-        inside[rows] = (lower[target] <= y[rows]) & (y[rows] <= upper[target])
+        slack = near[rows] + score_rounding(residuals)
+        inside[rows] = (lower[target] - slack <= y[rows]) & (y[rows] <= upper[target] + slack)
     return nominal, inside
 
 

@@ -9,7 +9,8 @@ from models.artifact import Run
 from models.distributions import distribution
 from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
-from training.calibrate import Moments, Residuals, Rows, Values, calibrated, transformed
+from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
+from training.graph import location_rounding, score_rounding
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 ROW: dict[EvaluationSource, str] = {"test": "test row", "out_of_fold": "out-of-fold row", "calibration": "calibration row"}
@@ -109,23 +110,29 @@ def cross_predicted(
     return _joined(parts, answers)
 
 
-def baseline_manifest(manifest: Manifest) -> Manifest:
-    """How a baseline is calibrated and scored: as the model is, but Gaussian and with all rows together."""
+def baseline_manifest(manifest: Manifest, residuals: Residuals | None) -> Manifest:
+    """How a baseline with these residuals is calibrated and scored: as the model is, but with all rows together.
+
+    Its family is chosen as the model's is: heavy tails are no merit of the network's.
+    """
+    family, freedom = likeliest_family(residuals, "gaussian", None)
     return manifest.model_copy(
         update={
-            "network": _gaussian(manifest.network),
+            "network": manifest.network.model_copy(update={"family": family, "degrees_of_freedom": freedom}),
             "calibration": manifest.calibration.model_copy(update={"group_column": None}),
         }
     )
 
 
-def scores(predictions: Predictions, *, targets: list[Target], network: Network) -> dict[str, Scores]:
-    """The scores by target.
+def scores(
+    predictions: Predictions, *, targets: list[Target], network: Network, beside: Predictions | None = None
+) -> dict[str, Scores]:
+    """The scores by target. Intervals are scored where they are finite, those of `beside` for the same rows too.
 
     NLL is that of the network's family with the predicted moments, and so is CRPS without a transform. With one, a family's
     CRPS may be infinite (log under Student-t): there it is the CRPS of the residuals that make a row's intervals, mapped back.
     """
-    return {target.name: _scores(predictions, t, target, network) for t, target in enumerate(targets)}
+    return {target.name: _scores(predictions, t, target, network, beside or predictions) for t, target in enumerate(targets)}
 
 
 def evaluation(
@@ -133,16 +140,17 @@ def evaluation(
     *,
     targets: list[Target],
     network: Network,
-    baselines: dict[str, Predictions],
+    baselines: dict[str, tuple[Predictions, Network]],
     source: EvaluationSource,
 ) -> Evaluation:
-    """The scores of a model and of its (Gaussian) baselines by name, on the same rows; `source` says which rows these are."""
-    gaussian = _gaussian(network)
+    """The scores of a model and of its baselines by name, on the same rows; `source` says which rows these are."""
     return Evaluation(
         rows=len(predictions.y),
         source=source,
         targets=scores(predictions, targets=targets, network=network),
-        baselines={name: scores(one, targets=targets, network=gaussian) for name, one in baselines.items()},
+        baselines={
+            name: scores(one, targets=targets, network=of_one, beside=predictions) for name, (one, of_one) in baselines.items()
+        },
     )
 
 
@@ -156,7 +164,7 @@ def rows_in_words(evaluation: Evaluation) -> str:
     return number_of_rows(evaluation) + _UNSEEN[evaluation.source]
 
 
-def _scores(predictions: Predictions, t: int, target: Target, network: Network) -> Scores:
+def _scores(predictions: Predictions, t: int, target: Target, network: Network, beside: Predictions) -> Scores:
     y, transform = predictions.y[:, t], TRANSFORMS[target.transform]
     freedom = network.degrees_of_freedom[t] if network.degrees_of_freedom else None
     predictive = distribution(
@@ -174,6 +182,9 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
     for index, coverage in enumerate(predictions.coverages):
         lower, upper = predictions.lower[:, t, index], predictions.upper[:, t, index]
         finite = np.isfinite(lower) & np.isfinite(upper)
+        if coverage in beside.coverages:
+            other = beside.coverages.index(coverage)
+            finite &= np.isfinite(beside.lower[:, t, other]) & np.isfinite(beside.upper[:, t, other])
         if finite.any():  # a row of a group too small for this coverage has no interval to score
             lower, upper = lower[finite], upper[finite]
             intervals.append(
@@ -194,10 +205,6 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network) 
         intervals=intervals,
         pit_histogram=metrics.pit_histogram(predictions.pit[:, t]).tolist(),
     )
-
-
-def _gaussian(network: Network) -> Network:
-    return network.model_copy(update={"family": "gaussian", "degrees_of_freedom": None})
 
 
 def _calibrated_anew(manifest: Manifest, residuals: Residuals | None) -> Manifest:
@@ -221,11 +228,14 @@ def _answers(moments: Moments, x: Values, y: Values, manifest: Manifest, *, cove
     location, scale = moments[0], moments[1] * np.array(manifest.calibration.scale_factor)
     mean, std = _raw_moments(location, scale, manifest.residuals(), targets)
     sources = _sources(x, manifest)
+    most = max(score_rounding(manifest.residuals(group)) for group in range(len(manifest.calibration.groups)))
+    slack = location_rounding(float64=True) * np.abs(location)[:, :, None] + most * scale[:, :, None]
     lower, upper = (np.empty((*location.shape, len(coverages))) for _ in range(2))
     for rows, residuals in sources:
         factors = conformal.interval_factors(residuals, coverages, interval=manifest.calibration.interval)
         lower[rows], upper[rows] = (
-            _raw_units(location[rows, :, None] + scale[rows, :, None] * factor, targets) for factor in factors
+            _raw_units(location[rows, :, None] + scale[rows, :, None] * factor + side * slack[rows], targets)
+            for factor, side in zip(factors, (-1, 1), strict=True)
         )
     return Predictions(
         y=y,

@@ -68,7 +68,8 @@ def calibrated_graph(
     graph.name = "errorbar"
     graph.node.extend(tail.node)
     graph.initializer.extend(
-        numpy_helper.from_array(value, name=name) for name, value in _constants(targets, calibration, group_feature).items()
+        numpy_helper.from_array(value, name=name)
+        for name, value in _constants(targets, calibration, group_feature, wide=float64).items()
     )
     del graph.output[:]
     graph.output.extend(tail.output)
@@ -233,15 +234,29 @@ def _row_factors(group_feature: int | None, *, interval: str) -> list[str]:
 
 def _interval(interval: str, *, plain: bool) -> list[str]:
     ends = [f"{side}_64" if plain else f"{side}_transformed" for side in ("lower", "upper")]
-    lines = ["upper_reach = Mul(scale_column, upper_factor)", f"{ends[1]} = Add(location_column, upper_reach)"]
+    lines = [
+        "location_size = Abs(location_column)",
+        "location_slack = Mul(location_size, location_rounding)",
+        "scale_slack = Mul(scale_column, score_rounding)",
+        "slack = Add(location_slack, scale_slack)",
+        "exact_upper_reach = Mul(scale_column, upper_factor)",
+        "upper_reach = Add(exact_upper_reach, slack)",
+        f"{ends[1]} = Add(location_column, upper_reach)",
+    ]
     if interval == "symmetric":
         lines += [f"{ends[0]} = Sub(location_column, upper_reach)"]
     else:
-        lines += ["lower_reach = Mul(scale_column, lower_factor)", f"{ends[0]} = Add(location_column, lower_reach)"]
+        lines += [
+            "exact_lower_reach = Mul(scale_column, lower_factor)",
+            "lower_reach = Sub(exact_lower_reach, slack)",
+            f"{ends[0]} = Add(location_column, lower_reach)",
+        ]
     return lines if plain else [*lines, *_inverse(ends[0], "lower_64"), *_inverse(ends[1], "upper_64")]
 
 
-def _constants(targets: list[Target], calibration: Calibration, group_feature: int | None) -> dict[str, NDArray[np.generic]]:
+def _constants(
+    targets: list[Target], calibration: Calibration, group_feature: int | None, *, wide: bool
+) -> dict[str, NDArray[np.generic]]:
     float64, int64 = np.float64, np.int64
     groups = [np.array(group.residuals, dtype=float64) for group in calibration.groups]
     table = score_table(groups, interval=calibration.interval)
@@ -251,9 +266,11 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
         "least_coverage": np.array(LEAST_COVERAGE),
         "one": np.array(1.0),
         "rank_guard": np.array(RANK_GUARD),
+        "location_rounding": np.array(location_rounding(float64=wide)),
         "squared_factor": np.square(np.array([calibration.scale_factor], dtype=float64)),  # two axes: training/export.py
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
         "scores": table.transpose(0, 2, 1).reshape(-1, len(targets)),
+        "score_rounding": np.array(score_rounding(table)),
         "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
     }
     if calibration.interval == "equal_tailed":
@@ -276,6 +293,20 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
             "moment_nodes": nodes,
         }
     return constants
+
+
+def location_rounding(*, float64: bool) -> float:
+    """How far, as a share of the location, the ends of an interval are moved outwards; `score_rounding` tells why."""
+    return 2.0**-44 if float64 else 2.0**-23
+
+
+def score_rounding(scores: NDArray[np.float64]) -> float:
+    """How far, in scales, the ends of an interval are moved outwards, beside the `location_rounding`.
+
+    Of a count or a price many values are the same, and an end is often one of them: rounded inwards it would leave all of these
+    rows out. Ends are rounded when they are written, and the network's own arithmetic is float32.
+    """
+    return float(2.0**-23 * (1 + np.abs(scores, where=np.isfinite(scores), out=np.zeros_like(scores)).max()))
 
 
 def score_table(groups: list[NDArray[np.float64]], *, interval: str) -> NDArray[np.float64]:

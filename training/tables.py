@@ -175,8 +175,8 @@ def _features(
     useless = [name for name in categorical if name in away]
     if useless:
         raise TableError(
-            f"categorical names {useless[0]!r}, which is excluded or holds groups, times or weights: no feature; name it in "
-            "one of the two places"
+            f"categorical names {useless[0]!r}, which is no feature: it is excluded, or holds groups, times or weights; "
+            "name it in one of the two places"
         )
     features = [name for name in source.names if name not in away]
     if not features:

@@ -259,10 +259,10 @@ def _cross_predicted(table: Table, rows: Rows, moments: Moments, manifest: Manif
 
 def _baselines(
     table: Table, y: Values, plan: Plan, options: FitOptions, statistics: FeatureStatistics, model: Manifest
-) -> dict[str, Predictions]:
+) -> dict[str, tuple[Predictions, Network]]:
     """What the model has to beat, calibrated on the same rows and predicting the same ones."""
     seen = _seen(plan)
-    rows, manifest = _calibration_rows(plan), evaluate.baseline_manifest(model)
+    rows = _calibration_rows(plan)
     tested = table.x[plan.test]
     # Where all that varies is in one fold, the other rows have no spread: nothing to divide by
     least = options.minimum_std * y.std(axis=0)
@@ -290,14 +290,17 @@ def _baselines(
             served(tested) if len(plan.test) else None,
         ),
     }
-    return {
-        name: _cross_predicted(table, rows, unseen, manifest, options)
-        if at_test is None
-        else evaluate.calibrated_predictions(
-            at_test, tested, table.y[plan.test], manifest, residuals=_residuals(table.x, y, rows, unseen)
+    baselines = {}
+    for name, (unseen, at_test) in found.items():
+        residuals = _residuals(table.x, y, rows, unseen)
+        manifest = evaluate.baseline_manifest(model, residuals)
+        predictions = (
+            _cross_predicted(table, rows, unseen, manifest, options)
+            if at_test is None
+            else evaluate.calibrated_predictions(at_test, tested, table.y[plan.test], manifest, residuals=residuals)
         )
-        for name, (unseen, at_test) in found.items()
-    }
+        baselines[name] = predictions, manifest.network
+    return baselines
 
 
 def _network(fitted: Fitted, options: FitOptions) -> Network:

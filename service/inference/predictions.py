@@ -15,10 +15,10 @@ from models.artifact import Arrays
 from models.conformal import (
     IntervalKind,
     conformal_rank,
-    cumulative_probability,
     equal_tailed_ranks,
     group_numbers,
     largest_coverage,
+    probability_up_to,
     quantile_factors,
     sample_factors,
     supported_probabilities,
@@ -32,6 +32,8 @@ Values = NDArray[np.float64]
 _MOMENTS = ("mean", "std", "epistemic_std")
 _INTERVALS = ("lower", "upper")
 _DISTRIBUTION = ("location", "scale")
+_ROUNDING = 2.0**-20
+"""Of a standardised threshold: the network's arithmetic is float32, and differs in the last digits with the rows of a run."""
 _OUTPUTS = _MOMENTS + _INTERVALS
 _ALL_OUTPUTS = _OUTPUTS + _DISTRIBUTION
 
@@ -148,16 +150,17 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
         extra["quantiles"] = _raw(location, scale, by_row, targets).astype(kind)
     if question.thresholds:
         standardised = _standardised(np.array(question.thresholds), location, scale, targets)
-        inside = _by_group(standardised, groups, targets, cumulative_probability)
+        rounding = _ROUNDING * (1 + (1 if kind == np.float32 else np.finfo(np.float32).eps) * np.abs(location) / scale)
+        inside = _by_group(groups, targets, probability_up_to, standardised, rounding)
         extra["cdf"] = np.where(np.isinf(standardised), standardised > 0, inside)  # certain beyond the target's domain
     if question.samples:
         rng = np.random.default_rng(question.seed)
         empty = np.empty((*location.shape, question.samples))
         drawn = _by_group(
-            empty,
             groups,
             targets,
             lambda residuals, rows: sample_factors(residuals, rng, rows=len(rows), samples=question.samples),
+            empty,
         )
         extra["samples"] = _raw(location, scale, drawn, targets).astype(kind)
     return Prediction(**moments, **extra)
@@ -225,13 +228,13 @@ def _groups(x: Values, targets: CalibratedTargets) -> NDArray[np.int64]:
 
 
 def _by_group(
-    values: Values, groups: NDArray[np.int64], targets: CalibratedTargets, function: Callable[[Values, Values], Values]
+    groups: NDArray[np.int64], targets: CalibratedTargets, function: Callable[..., Values], *arrays: Values
 ) -> Values:
-    """`function(residuals, values)` on the rows of each group with that group's residuals."""
-    result = np.empty_like(values)
+    """`function(residuals, *arrays)` on the rows of each group with that group's residuals; of the form of the first array."""
+    result = np.empty_like(arrays[0])
     for group in np.unique(groups):
         rows = groups == group
-        result[rows] = function(targets.residuals[group], values[rows])
+        result[rows] = function(targets.residuals[group], *(array[rows] for array in arrays))
     return result
 
 

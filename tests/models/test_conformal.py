@@ -18,6 +18,7 @@ from models.conformal import (
     guarantee,
     interval_factors,
     largest_coverage,
+    probability_up_to,
     quantile_factors,
     sample_factors,
     sorted_residuals,
@@ -354,6 +355,16 @@ def test_the_cdf_stands_half_a_step_within_a_gap_also_at_infinity():
     residuals = np.array([[-1.0, 0.0, 1.0], [10.0, 20.0, 30.0]])
     z = np.array([[[-np.inf, 0.0, 0.5, np.inf], [5.0, 15.0, 20.0, 40.0]]])
     assert cumulative_probability(residuals, z).tolist() == [[[0.125, 0.5, 0.625, 0.875], [0.125, 0.375, 0.5, 0.875]]]
+
+
+def test_the_probability_up_to_a_value_counts_all_rows_that_have_it():
+    residuals = np.array([[-1.0, 0.0, 0.0, 0.0, 1.0]])
+    z = np.array([[[-2.0, -1.0, -0.5, 0.0, 1e-7, -1e-7, 0.5, 1.0, 3.0]]])
+    expected = np.array([0.5, 1, 1.5, 4, 4, 4, 4.5, 5, 5.5]) / 6
+    np.testing.assert_allclose(probability_up_to(residuals, z, np.array([[1e-6]]))[0, 0], expected)
+    apart = np.array([[-1.0, 0.0, 1.0], [10.0, 20.0, 30.0]])
+    z = np.array([[[-np.inf, 0.0, 0.5, np.inf], [5.0, 15.0, 20.0, 40.0]]])
+    assert np.array_equal(probability_up_to(apart, z, np.full((1, 2), 1e-6)), cumulative_probability(apart, z))
 
 
 def test_the_cdf_at_the_truth_is_uniform_for_a_badly_wrong_predictor():

@@ -83,7 +83,7 @@ def test_member_moments_are_those_of_the_members_asked_for(rows):
 
 def test_targets_are_transformed_each_its_own_way():
     targets = [
-        Target(name=name, transform=name, minimum=0, maximum=1)  # type: ignore[arg-type]
+        Target(name=name, transform=name, minimum=0.1, maximum=0.9)  # type: ignore[arg-type]
         for name in ("identity", "log", "logit")
     ]
     y = np.array([[-3.0, math.e, 0.5], [4.0, 1.0, 0.75]])

@@ -101,6 +101,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"dropout": float("nan")}, "--dropout nan: input should be "),
         ({"epochs": "many"}, "--epochs 'many': input should be a valid integer"),
         ({"minimum_std": 20.0}, "minimum_std 20 must be below maximum_std 10"),
+        (
+            {"members": 2, "fold_members": 3},
+            "fold_members 3 is more than members 2: intervals would be calibrated on more networks",
+        ),
         ({"target": []}, r"--target \[\]: list should have at least 1 item"),
         ({"maximum_std": 1.0}, "--maximum-std 1.0: input should be greater than 1"),
         ({"maximum_std": 1e30}, "--maximum-std 1e\\+30: input should be less than or equal to 1000000"),

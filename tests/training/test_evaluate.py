@@ -29,7 +29,7 @@ intervals = pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
 
 
 def targets_of(*transforms):
-    return [Target(name=f"y{t}", transform=transform, minimum=0, maximum=1) for t, transform in enumerate(transforms)]
+    return [Target(name=f"y{t}", transform=transform, minimum=0.1, maximum=0.9) for t, transform in enumerate(transforms)]
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_moments_are_answered_as_the_graph_would(model, interval, transforms, ca
     assert_same(answers, predicted(run, x, y, manifest))
 
 
-def test_an_evaluation_scores_baselines_as_gaussian_on_the_same_rows(model):
+def test_an_evaluation_scores_baselines_by_their_own_family_on_the_same_rows(model):
     run, manifest = model(some_residuals(300), family="student_t", freedom=[3.0])
     x = rows(200)
     y = observed(x, ONE, stats.norm())
@@ -230,8 +230,10 @@ def test_an_evaluation_scores_baselines_as_gaussian_on_the_same_rows(model):
     moments = np.full_like(y, seen.mean()), np.full_like(y, seen.std())
     residuals = Residuals(values=(seen - seen.mean()) / seen.std(), x=np.empty((500, 0)))
     predictions = predicted(run, x, y, manifest)
-    constant = calibrated_predictions(moments, x, y, baseline_manifest(manifest), residuals=residuals)
-    baselines = {"constant": constant}
+    manifest_of_it = baseline_manifest(manifest, residuals)
+    assert (manifest_of_it.network.family, manifest_of_it.network.degrees_of_freedom) == ("gaussian", None)
+    constant = calibrated_predictions(moments, x, y, manifest_of_it, residuals=residuals)
+    baselines = {"constant": (constant, manifest_of_it.network)}
     result = evaluation(predictions, targets=ONE, network=manifest.network, baselines=baselines, source="test")
     assert (result.rows, result.source) == (200, "test")
     assert result.targets == scores(predictions, targets=ONE, network=manifest.network)
@@ -326,8 +328,10 @@ def test_predictors_of_the_same_rows_are_compared_on_the_same_parts(model):
     _, manifest = model(some_residuals(9), family="student_t", freedom=[4.0])
     right, x, y = cases(61)
     constant = np.full_like(y, y.mean()), np.full_like(y, y.std())
-    baseline = baseline_manifest(manifest)
-    assert (baseline.network.family, baseline.network.degrees_of_freedom) == ("gaussian", None)
+    heavy = np.random.default_rng(0).standard_t(3, size=(2000, 1))
+    baseline = baseline_manifest(manifest, Residuals(values=heavy, x=np.empty((2000, 0))))
+    assert baseline.network.family == "student_t", "heavy tails are no merit of the model's"
+    assert baseline.network.degrees_of_freedom[0] == pytest.approx(3, rel=0.3)
     parts = [
         [part.tolist() for part, _ in cross_predicted(moments, x, y, by, seed=3).sources]
         for moments, by in ((right, manifest), (constant, baseline))
@@ -338,7 +342,22 @@ def test_predictors_of_the_same_rows_are_compared_on_the_same_parts(model):
 def test_a_baseline_is_calibrated_with_all_rows_together(model):
     _, manifest = model(some_residuals(90), group_column="colour")
     assert len(cross_predicted(*cases(90), manifest).sources) > 5
-    assert len(cross_predicted(*cases(90), baseline_manifest(manifest)).sources) == 5
+    assert len(cross_predicted(*cases(90), baseline_manifest(manifest, None)).sources) == 5
+
+
+def test_intervals_of_baselines_are_scored_where_those_of_the_model_are_finite(model):
+    run, manifest = model(some_residuals(30), group_column="colour")
+    x, y = rows(200), np.zeros((200, 1))
+    predictions = predicted(run, x, y, manifest)
+    finite = np.isfinite(predictions.upper[:, 0, predictions.coverages.index(0.9)])
+    assert 0 < finite.sum() < 200, "one colour has fewer than nine rows"
+    shape = predictions.upper.shape
+    widths = np.arange(200.0)
+    whole = Predictions(**{**vars(predictions), "lower": np.tile(-widths[:, None, None], shape[1:]), "upper": np.zeros(shape)})
+    network = manifest.network
+    result = evaluation(predictions, targets=ONE, network=network, baselines={"b": (whole, network)}, source="test")
+    (nine,) = (one for one in result.baselines["b"]["y"].intervals if one.coverage == 0.9)
+    assert nine.mean_width == pytest.approx(widths[finite].mean())
 
 
 def test_rows_of_one_group_get_their_intervals_without_each_other(model):

@@ -211,7 +211,7 @@ def test_rows_of_a_group_too_small_for_a_coverage_get_infinite_intervals_and_are
 
 
 def test_unbounded_rows_of_a_logit_target_are_counted_though_their_bounds_are_finite(tmp_path, csv):
-    targets = (Target(name="y", minimum=0, maximum=1, transform="logit"),)
+    targets = (Target(name="y", minimum=0.1, maximum=0.9, transform="logit"),)
     write_formula_model(tmp_path / "model.onnx", columns=COLUMNS, targets=targets, group_column="colour")
     scored = predict_table(tmp_path / "model.onnx", csv, output=tmp_path / "out.csv", coverages=[0.96])
     assert scored.unbounded == {"blue": 7}

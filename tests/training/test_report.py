@@ -97,7 +97,7 @@ def report(
             predictions,
             targets=manifest.targets,
             network=manifest.network,
-            baselines={"homoscedastic": wide},
+            baselines={"homoscedastic": (wide, manifest.network)},
             source=source,
         )
         manifest = manifest.model_copy(update={"evaluation": scores})
