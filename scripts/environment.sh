@@ -8,11 +8,11 @@ ensure_environment() {
         echo "errorbar needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set PYTHON to another." >&2
         return 1
     }
-    wanted=$(cat pyproject.toml constraints.txt | cksum)
+    wanted=$({ cat pyproject.toml constraints.txt; pwd; } | cksum)  # what is installed is the code of this folder
     stamp=$venv/.errorbar-$extras
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         echo "installing errorbar[$extras] into $venv" >&2
-        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"  # one that was interrupted has no pip
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
         echo "$wanted" >"$stamp"
     fi

@@ -53,8 +53,10 @@ root=$PWD
 if [ -z "$table" ]; then
     mkdir -p data
     table=$root/data/diabetes.csv
-    python -m training dataset diabetes >"$table.tmp"
-    mv "$table.tmp" "$table"
+    partial=$(mktemp "$table.XXXXXX")  # another of these scripts may be at it
+    python -m training dataset diabetes >"$partial"
+    chmod 644 "$partial"
+    mv "$partial" "$table"
     options=(--target progression "${options[@]}")
 fi
 exec {output}< <(cd "$invoked_from" && exec "$root/scripts/train-and-publish.sh" "$table" \
@@ -72,7 +74,7 @@ if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then  # nobody listens th
     python -m service --repository model-repository --port "$port" &
     child=$!
 fi
-python examples/first_request.py "$url" "$name" "$version" ${child:+"$child"}
+NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 python examples/first_request.py "$url" "$name" "$version" ${child:+"$child"}
 echo
 echo "Ask it yourself: $url/docs    The report: model-repository/$name/$version/report.html"
 [ -n "$child" ] && [ -z "$stop_after_check" ] || exit 0

@@ -97,8 +97,9 @@ def _health(arguments: list[str]) -> int:
         host = _ANY_ADDRESS.get(settings.host, settings.host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     try:
-        response = httpx.get(f"{url.rstrip('/')}/v2/health/ready", timeout=options.timeout)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # Not by way of a proxy, which Docker names in every container's environment where its client has one
+        response = httpx.get(f"{url.rstrip('/')}/v2/health/ready", timeout=options.timeout, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return _fail(f"{url} does not answer: {error}", status=1)
     if response.is_success:
         sys.stdout.write(f"{url} is ready\n")

@@ -9,8 +9,9 @@ service has keys: `Client(url, key=...)`.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ Answer = dict[str, Any]
 
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
-_BROKEN = (httpx.HTTPError, httpx.InvalidURL)
+_BROKEN = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 
 
 class PredictOptions(TypedDict, total=False):
@@ -106,7 +107,7 @@ class Client:
         end = time.monotonic() + timeout
         while True:
             try:
-                self._ask("GET", _READY)
+                _answer(self._send("GET", _READY, timeout=_time_left(end, self._http.timeout)))
             except ErrorbarError as error:
                 _give_up_after(end, timeout, error)
                 time.sleep(_RETRY_SECONDS)
@@ -126,9 +127,11 @@ class Client:
     def _ask(self, method: str, path: str, *, content: bytes | None = None) -> Answer:
         return _answer(self._send(method, path, content=content))
 
-    def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, *, content: bytes | None = None, timeout: Any = httpx.USE_CLIENT_DEFAULT
+    ) -> httpx.Response:
         try:
-            return self._http.request(method, path, content=content)
+            return self._http.request(method, path, content=content, timeout=timeout)
         except _BROKEN as error:
             _not_reached(self._http.base_url, error)
 
@@ -172,7 +175,7 @@ class AsyncClient:
         end = time.monotonic() + timeout
         while True:
             try:
-                await self._ask("GET", _READY)
+                _answer(await self._send("GET", _READY, timeout=_time_left(end, self._http.timeout)))
             except ErrorbarError as error:
                 _give_up_after(end, timeout, error)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -192,9 +195,11 @@ class AsyncClient:
     async def _ask(self, method: str, path: str, *, content: bytes | None = None) -> Answer:
         return _answer(await self._send(method, path, content=content))
 
-    async def _send(self, method: str, path: str, *, content: bytes | None = None) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, *, content: bytes | None = None, timeout: Any = httpx.USE_CLIENT_DEFAULT
+    ) -> httpx.Response:
         try:
-            return await self._http.request(method, path, content=content)
+            return await self._http.request(method, path, content=content, timeout=timeout)
         except _BROKEN as error:
             _not_reached(self._http.base_url, error)
 
@@ -218,11 +223,28 @@ def _model_path(model: str, version: int | str | None, label: str | None) -> str
 
 
 def _body(rows: Sequence[Row], options: PredictOptions) -> bytes:
-    request = {"instances": list(rows), **options}
+    instances = [row.tolist() if hasattr(row, "tolist") else row for row in rows]  # of NumPy, in whatever order in memory
+    for number, row in enumerate(instances):
+        if _holds(row.values() if isinstance(row, Mapping) else row, math.isinf):
+            raise ErrorbarError(f"row {number} holds infinity, which is no number of JSON; a missing value is None or NaN")
+    for name in ("coverage", "quantiles", "thresholds"):
+        given: Any = options.get(name)
+        if _holds([given] if isinstance(given, float) else given, lambda value: not math.isfinite(value)):
+            raise ErrorbarError(f"{name} holds {given!r}, which is no number of JSON")
+    request = {"instances": instances, **options}
     try:
         return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
     except orjson.JSONEncodeError as error:
         raise ErrorbarError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _holds(values: object, condition: Callable[[float], bool]) -> bool:
+    """Whether some float among these, or float of NumPy, meets a condition."""
+    return isinstance(values, Iterable) and any(
+        condition(value)
+        for value in values
+        if isinstance(value, float) or (hasattr(value, "__float__") and hasattr(value, "dtype"))
+    )
 
 
 def _answer(response: httpx.Response) -> Answer:
@@ -236,13 +258,18 @@ def _answer(response: httpx.Response) -> Answer:
         return content
     known = content if isinstance(content, dict) else {}
     sentence = known.get("error") or f"{response.url} answered {response.status_code}, and not in errorbar's form"
-    raise ErrorbarError(sentence, status=response.status_code, details=known.get("details", ()), request_id=request_id)
+    raise ErrorbarError(sentence, status=response.status_code, details=known.get("details") or (), request_id=request_id)
 
 
 def _is_ready(response: httpx.Response) -> bool:
     if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
         _answer(response)
     return response.is_success
+
+
+def _time_left(end: float, own: httpx.Timeout) -> float:
+    """Seconds that a request may take."""
+    return max(0.001, min(end - time.monotonic(), own.read or math.inf))
 
 
 def _give_up_after(end: float, timeout: float, error: ErrorbarError) -> None:

@@ -6,8 +6,10 @@ the model they have. A file that cannot be served leaves what there is in place,
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import stat
 from collections import Counter
@@ -156,7 +158,7 @@ class Repository:
             (self.path / name / UNLOADED_FILE).touch()
         except OSError as error:
             raise UnavailableError(f"the repository cannot be written, so {name!r} stays loaded ({error.strerror})") from error
-        await self.rescan()
+        await self._rescanned(name)
 
     async def load(self, name: str) -> None:
         """Take a model into service, and try again what failed. Raises NotFoundError; UnavailableError where none can serve."""
@@ -164,6 +166,8 @@ class Repository:
             raise NotFoundError(f"{name[:100]!r} is no name of a model")
         try:
             (self.path / name / UNLOADED_FILE).unlink(missing_ok=True)
+        except NotADirectoryError:  # which the scan passes over
+            pass
         except OSError as error:
             raise UnavailableError(
                 f"the repository cannot be written, so {name!r} stays as it is ({error.strerror})"
@@ -171,9 +175,14 @@ class Repository:
         entry = self.entries.get(name, Entry())
         for version in entry.failures:
             entry.signatures.pop(version, None)
-        await self.rescan()
+        await self._rescanned(name)
         if self.entry(name).default is None:
             raise UnavailableError(_not_ready(name, self.entries[name]))
+
+    async def _rescanned(self, name: str) -> None:
+        await self.rescan()
+        if self._outage is not None:
+            raise UnavailableError(f"the repository cannot be read, so {name!r} stays as it is for now ({self._outage})")
 
     async def rescan(self) -> None:
         """Bring the served models in step with the folder; one scan at a time."""
@@ -208,7 +217,7 @@ class Repository:
             await self.rescan()
             return
         await self.rescan()  # something may have come between the last scan and this watch
-        milliseconds = int(self._rescan_seconds * 1e3)
+        milliseconds = max(1, int(self._rescan_seconds * 1e3))
         changes = awatch(
             self.path,
             watch_filter=None,
@@ -243,7 +252,7 @@ class Repository:
             if MODEL_NAME.fullmatch(folder.name):
                 try:
                     versions = _versions(folder)
-                    unloaded = (folder / UNLOADED_FILE).exists()
+                    unloaded = os.path.lexists(folder / UNLOADED_FILE)
                 except PermissionError as error:
                     if folder.name not in self._unreadable:
                         logger.error("%s cannot be read, and stays as it was: %s", folder, error)  # noqa: TRY400
@@ -338,9 +347,21 @@ def _identity(folder: Path) -> Identity | None:
 
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+        return sorted(entry for entry in path.iterdir() if _is_folder(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_folder(entry: Path) -> bool:
+    """Whether an entry is a folder, or a link to one. An odd link must not keep the others from being found."""
+    try:
+        return entry.is_dir()
+    except PermissionError:  # to look into it will tell
+        return True
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def _versions(folder: Path) -> dict[int, Signature]:

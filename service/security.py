@@ -59,8 +59,9 @@ class Keys:
     def __init__(self, path: Path):
         """Raises KeysError."""
         self._path = path
+        self._signature = _signature(path)  # before the file is read: what changes meanwhile is read again
         self._keys = read_keys(path)
-        self._signature = _signature(path)
+        self._problem = ""
         self._next_check = time.monotonic() + _CHECK_SECONDS
 
     def check(self, presented: bytes | None, scope: KeyScope) -> None:
@@ -81,14 +82,19 @@ class Keys:
             return
         self._next_check = now + _CHECK_SECONDS
         signature = _signature(self._path)
-        if signature == self._signature:
+        if signature == self._signature and not (signature is None and self._problem):
             return
         self._signature = signature
         try:
             self._keys = read_keys(self._path)
         except KeysError as error:
-            logger.error("the keys stay as they were: %s", error)  # noqa: TRY400 - the reason says it all
+            if isinstance(error.__cause__, OSError):  # a permission given later shows in none of what the signature holds
+                self._signature = None
+            if str(error) != self._problem:
+                logger.error("the keys stay as they were: %s", error)  # noqa: TRY400 - the reason says it all
+            self._problem = str(error)
         else:
+            self._problem = ""
             logger.info("%d keys read from %s", len(self._keys), self._path)
 
 
@@ -163,7 +169,7 @@ def add_key(path: Path, *, name: str, scopes: frozenset[KeyScope]) -> str:
         added = Key(name=name, sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=scopes)
     except ValidationError as error:
         raise KeysError(f"a key's name has 1 to 100 characters, not {len(name)}") from error
-    write_atomically(_File(keys=[*keys, added]).model_dump_json(indent=2).encode() + b"\n", path)
+    write_atomically(_File(keys=[*keys, added]).model_dump_json(indent=2).encode() + b"\n", path.resolve())
     return key
 
 

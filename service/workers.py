@@ -61,15 +61,16 @@ def forget(folder: Path, name: str) -> None:
     file = folder / f"{name}.json"
     if not file.exists():
         return
-    ended: dict[str, list[tuple[list[str], float | list[float]]]] = {}
-    for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
-        if family in _LASTING:
-            ended[family] = [(list(labels), value) for labels, value in series.items()]
     try:
+        ended: dict[str, list[tuple[list[str], float | list[float]]]] = {}
+        for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
+            if family in _LASTING:
+                ended[family] = [(list(labels), value) for labels, value in series.items()]
         _write(folder / _ENDED, ended)
     except OSError as error:  # a full disk must not end the supervisor
         logger.warning("the counts of a process that has ended are lost (%s)", error)
-    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def supervise(settings: Settings) -> int:
@@ -94,8 +95,12 @@ class _Supervisor:
             signal.signal(number, self._end)
         logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
         resource_tracker.ensure_running()  # not by the first start, as it unblocks SIGINT
-        for place in range(self._settings.workers):
-            self._start(place)
+        try:
+            for place in range(self._settings.workers):
+                self._start(place)
+        except OSError:
+            self._end()
+            raise
         status = 0
         while alive := [process for process in self._processes if process.is_alive()]:
             connection.wait([process.sentinel for process in alive], timeout=1.0)
@@ -113,8 +118,11 @@ class _Supervisor:
                     self._end()
                     break
                 logger.error("worker %d ended with status %s; another takes its place", process.pid, process.exitcode)
-                self._start(place)
-        return status
+                try:
+                    self._start(place)
+                except OSError as error:  # too many processes or open files, which may pass
+                    logger.error("it cannot be started; again in a second (%s)", error)  # noqa: TRY400
+        return status if self._stopping.is_set() else 1
 
     def _start(self, place: int) -> None:
         """Start a worker at the end of the list, or in the place of one that has ended."""
@@ -122,8 +130,10 @@ class _Supervisor:
             return
         process = self._spawn.Process(target=_work, args=(self._settings, self._folder))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a worker gets Ctrl-C too, while it imports
-        process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._processes[place : place + 1] = [process]
         self._begun[process.name] = time.monotonic()
         logger.info("worker %d started", process.pid)
@@ -131,7 +141,10 @@ class _Supervisor:
             self._end()
 
     def _hopeless(self, ended: BaseProcess) -> bool:
-        soon = time.monotonic() - self._begun.pop(ended.name) < _SOON_SECONDS
+        begun = self._begun.pop(ended.name, None)
+        if begun is None:  # counted before, when no other could take its place
+            return False
+        soon = time.monotonic() - begun < _SOON_SECONDS
         self._ended_soon = self._ended_soon + 1 if soon else 0
         return self._ended_soon >= _MOST_SOON
 
@@ -172,11 +185,11 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def own_socket(settings: Settings) -> socket.socket:
+def own_socket(settings: Settings, *, reuse_address: bool = True) -> socket.socket:
     """A socket of this process alone on the port that all workers share."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     own = socket.socket(family, socket.SOCK_STREAM)
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
     own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if family == socket.AF_INET6:
         own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does for a single process
@@ -197,7 +210,10 @@ def _reserved_port(settings: Settings) -> Iterator[int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((settings.host, settings.port))
     with own_socket(settings) as reserved:
-        yield reserved.getsockname()[1]
+        port: int = reserved.getsockname()[1]
+        # Another service's probe, which has SO_REUSEADDR, would succeed beside this socket, which has it and does not listen
+        with own_socket(settings.model_copy(update={"port": port}), reuse_address=False):
+            yield port
 
 
 @contextlib.contextmanager

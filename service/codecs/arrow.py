@@ -189,8 +189,11 @@ def _column(
         return _by_value(_by_dictionary(chunks), position, features, unknown, problems)
     if pa.types.is_string_view(type_):
         return _by_value([_by_view(chunk) for chunk in chunks], position, features, unknown, problems)
-    array = _simple(pa.concat_arrays(chunks))
-    kind = features.columns[position].kind
+    column = features.columns[position]
+    kind, array = column.kind, pa.concat_arrays(chunks)
+    if column.integer and kind == "categorical" and pa.types.is_decimal(type_):
+        array = array.cast(pa.string())  # as databases give ids, of which float64 has not every one
+    array = _simple(array)
     if pa.types.is_timestamp(type_):
         return _numbers(array.cast(pa.int64())) / _UNITS[type_.unit]
     if pa.types.is_date32(type_):
@@ -210,10 +213,7 @@ def _numbers(array: Any) -> Values:
 
 
 def _simple(array: Any) -> Any:
-    """Numbers that are not whole as float64, decimals that are as integers if they fit; what else is as it is."""
-    if pa.types.is_decimal(array.type) and array.type.scale == 0:  # as databases give ids, which may be beyond 2**53
-        with contextlib.suppress(pa.ArrowInvalid):
-            return array.cast(pa.int64())
+    """Numbers that are not whole as float64; what else is as it is."""
     decimal = pa.types.is_floating(array.type) or pa.types.is_decimal(array.type)
     return array.cast(pa.float64()) if decimal else array
 

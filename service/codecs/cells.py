@@ -18,6 +18,8 @@ Values = NDArray[np.float64]
 
 PLAIN_NUMBERS = frozenset({int, float, NoneType})
 """The types of what a number may be in JSON: null is a missing one."""
+NOT_EXACT = 2**53
+"""From here on float64 has not every whole number."""
 _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """Behind whole numbers, which pandas writes so in a column with gaps."""
@@ -63,6 +65,8 @@ def converted_column(values: Sequence[Any], column: Column, codes: dict[Any, flo
     if column.kind == "categorical":
         if not types <= ({str, int, float, NoneType} if column.integer else {str, NoneType}):
             return None
+        if float in types and any(type(value) is float and abs(value) >= NOT_EXACT for value in values):
+            return None
         found = [codes.get(value) for value in values]
         return None if None in found else np.array(found)
     if not types <= {bool, int, float, NoneType}:
@@ -98,6 +102,8 @@ def _category(value: object, column: Column, codes: dict[Any, float]) -> float |
             text = _NOUGHTS.sub("", text)
         return codes.get(text) if text else math.nan
     if column.integer and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) and abs(value) >= NOT_EXACT:
+            raise ValueError(f"{shown(value)} may stand for several whole numbers; give it as a whole number, or as a text")
         return codes.get(value)
     expected = "a whole number or its text" if column.integer else "a text"
     raise ValueError(f"{shown(value)} is {json_type(value)}; give {expected}: {known_categories(column)}")

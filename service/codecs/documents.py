@@ -223,7 +223,10 @@ def _typical(column: Column) -> Any:
     if typical is None:
         typical = 0.0 if column.minimum is None or column.maximum is None else (column.minimum + column.maximum) / 2
     if column.kind == "datetime":
-        return datetime.fromtimestamp(math.floor(typical), UTC).isoformat().replace("+00:00", "Z")
+        try:
+            return datetime.fromtimestamp(math.floor(typical), UTC).isoformat().replace("+00:00", "Z")
+        except (ValueError, OverflowError, OSError):  # beyond the year 9999
+            return typical
     short = float(f"{typical:.6g}")
     inside = column.minimum is None or column.maximum is None or column.minimum <= short <= column.maximum
     number = short if inside else typical

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.codecs.cells import Values, read_number
+from service.codecs.cells import NOT_EXACT, Values, read_number
 from service.codecs.features import Features, UnknownCategory, read_column
 from service.codecs.parts import in_parts
 from service.codecs.rows import SEARCHED_BYTES, Limits, check_levels, check_size
@@ -28,8 +28,8 @@ DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
 _REMEMBERED_BYTES = 1000
-_NOT_EXACT = 2**53
-"""From here on float64, which numbers become, has not every whole number."""
+_NOT_EXACT = {"FP16": 2**11, "FP32": 2**24}
+"""As NOT_EXACT, of narrower floats."""
 _LITERALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -316,10 +316,11 @@ def _by_feature(
             if column.kind in ("numeric", "datetime"):
                 x[:, position] = values
                 continue
-            if column.integer and (np.abs(values) >= _NOT_EXACT).any():
+            limit = _NOT_EXACT.get(tensor.datatype, NOT_EXACT)
+            if column.integer and (np.abs(values) >= limit).any():
                 raise InvalidRequestError(
-                    f"input {name[:100]!r} holds category numbers of {_NOT_EXACT} or more, of which float64 has not every one: "
-                    "give them as texts, BYTES"
+                    f"input {name[:100]!r} holds category numbers of {limit} or more, which {tensor.datatype} "
+                    "does not tell apart here: give them as texts, BYTES"
                 )
             values = [None if math.isnan(value) else value for value in values.tolist()]
         x[:, position] = read_column(values, position, features, unknown, problems)

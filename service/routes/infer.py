@@ -75,7 +75,7 @@ def bytes_to_read(length: int, json_length: bytes | None) -> int:
 def _reading_takes_long(_: ServedModel, scope: Scope, body: bytes) -> bool:
     told = header(scope, JSON_LENGTH_HEADER)
     text = length_of(told)
-    if text is not None and body.find(b'"BYTES"', 0, text) >= 0:
+    if text is not None and (body.find(b'"BYTES"', 0, text) >= 0 or body.find(b"\\", 0, text) >= 0):  # or spelt otherwise
         return text + _JSON_TO_RAW_TEXTS * (len(body) - text) > LARGE_BYTES
     return bytes_to_read(len(body), told) > LARGE_BYTES
 

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 
 from service.client import AsyncClient, Client, ErrorbarError
@@ -153,6 +154,54 @@ def test_a_server_that_is_not_there_is_an_error_too():
         assert caught.value.status is None
         with pytest.raises(ErrorbarError, match="not ready within 0 s"):
             client.wait_until_ready(timeout=0)
+
+
+def test_arrays_of_numpy_in_whatever_order_in_memory_are_rows():
+    client, seen = answering(200, b"{}")
+    x = np.array([[1.0, 2.0], [3.0, 4.0]])
+    for rows in (np.asfortranarray(x), x[:, ::-1][:, ::-1], x.astype(object), [x[0], x[1]], [{"a": np.float32(1)}]):
+        client.predict("m", rows)
+    sent = [orjson.loads(request.content)["instances"] for request in seen]
+    assert sent == [[[1.0, 2.0], [3.0, 4.0]]] * 4 + [[{"a": 1.0}]]
+
+
+@pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf")])
+def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
+    client, seen = answering(200, b"{}")
+    for rows in ([[0.0], [value]], [{"a": 1.0}, {"a": value}], np.array([[0.0], [value]])):
+        with pytest.raises(ErrorbarError, match="row 1 holds infinity"):
+            client.predict("m", rows)
+    for option in ("coverage", "quantiles", "thresholds"):
+        for given in (float("nan"), [0.5, float(value)]):
+            with pytest.raises(ErrorbarError, match=f"{option} holds .*, which is no number of JSON"):
+                client.predict("m", [[1.0]], **{option: given})
+    assert seen == []
+
+
+def test_waiting_gives_each_request_no_more_time_than_is_left():
+    seen = []
+
+    def answer(request):
+        seen.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("nothing came")
+
+    client = Client("http://test", timeout=6.0, transport=httpx.MockTransport(answer))
+    with pytest.raises(ErrorbarError, match=r"not ready within 0\.5 s"):
+        client.wait_until_ready(timeout=0.5)
+    assert max(seen) <= 0.5
+
+
+@pytest.mark.parametrize("content", [b'{"error": "bad", "details": null}', b'{"error": "bad"}'])
+def test_details_may_be_missing(content):
+    client, _ = answering(400, content)
+    with pytest.raises(ErrorbarError, match="bad") as caught:
+        client.predict("m", [])
+    assert caught.value.details == []
+
+
+def test_an_address_that_is_none_is_an_error():
+    with pytest.raises(ErrorbarError, match="cannot be reached"):
+        Client("http://a..b").models()
 
 
 def test_a_row_that_is_no_json_is_an_error():

@@ -396,6 +396,36 @@ async def test_what_is_no_file_is_refused_and_other_models_go_on(repository, kin
     assert re.search("no regular file|cannot be read|not an ONNX file", models.entry("odd").failures[1])
 
 
+@pytest.mark.parametrize("place", ["x", "m/9", "m/unloaded", "m/9/model.onnx"])
+async def test_a_link_to_a_name_that_is_too_long_holds_up_no_other_model(repository, place):
+    models = await scanned(repository)
+    (repository / place).parent.mkdir(exist_ok=True)
+    (repository / place).symlink_to("a" * 300)
+    write_formula_model(repository / "new" / "1" / "model.onnx")
+    await models.rescan()
+    assert models.model("new").version == 1
+    if place != "m/unloaded":
+        assert models.model("m").version == 1
+
+
+async def test_a_model_is_not_told_to_be_unloaded_while_the_repository_cannot_be_read(repository, monkeypatch):
+    models = await scanned(repository)
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_folders", fail)
+        for change in (models.unload, models.load):
+            with pytest.raises(UnavailableError, match="the repository cannot be read, so 'm' stays as it is for now"):
+                await change("m")
+            assert models.model("m").version == 1
+    await models.load("m")
+    (repository / "README.txt").write_text("no model")
+    with pytest.raises(NotFoundError, match=r"there is no model 'README\.txt'"):
+        await models.load("README.txt")
+
+
 async def test_labels_nested_too_deeply_are_told(repository):
     (repository / "m" / "labels.json").write_text("[" * 100_000)
     models = await scanned(repository)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from service import security
 from service.cli import main
 from service.errors import ForbiddenError, UnauthorizedError
 from service.security import Keys, KeysError, add_key, read_keys
@@ -62,6 +63,50 @@ def test_a_bad_file_is_refused_with_the_place(file, text, reason):
     file.write_text(text)
     with pytest.raises(KeysError, match=reason):
         Keys(file)
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(file, monkeypatch, caplog):
+    old = add_key(file, name="old", scopes=frozenset(["predict"])).encode()
+    monkeypatch.setattr(security, "_CHECK_SECONDS", 0.0)
+    keys = Keys(file)
+    file.unlink()
+    new = add_key(file, name="new", scopes=frozenset(["predict"])).encode()
+    with monkeypatch.context() as patched:
+
+        def refused(path):
+            raise KeysError("cannot be read (Permission denied)") from PermissionError(13)
+
+        patched.setattr(security, "read_keys", refused)
+        for _ in range(3):
+            keys.check(old, "predict")
+    assert caplog.text.count("the keys stay as they were") == 1
+    keys.check(new, "predict")  # neither inode, size nor time of the file have changed meanwhile
+    with pytest.raises(UnauthorizedError, match="not known"):
+        keys.check(old, "predict")
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(file, monkeypatch):
+    add_key(file, name="old", scopes=frozenset(["predict"]))
+    new = []
+
+    def then_changed(path):
+        monkeypatch.setattr(security, "read_keys", read_keys)
+        found = read_keys(path)
+        new.append(add_key(path, name="new", scopes=frozenset(["predict"])).encode())
+        return found
+
+    monkeypatch.setattr(security, "_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(security, "read_keys", then_changed)
+    keys = Keys(file)
+    keys.check(new[0], "predict")
+
+
+def test_a_key_is_added_to_the_file_behind_a_link(file, tmp_path):
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    key = add_key(link, name="one", scopes=frozenset(["predict"])).encode()
+    assert link.is_symlink()
+    Keys(file).check(key, "predict")
 
 
 def test_a_service_with_a_bad_file_does_not_start(file, repository):

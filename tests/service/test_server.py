@@ -32,7 +32,14 @@ def test_a_signal_ends_the_service_with_status_0_and_no_trace(start, repository,
 def test_health_tells_readiness_by_its_status(start, repository, tmp_path):
     for folder, status in ((repository, 0), (tmp_path / "none", 1)):
         url = start(folder).url
-        health = subprocess.run([sys.executable, "-m", "service", "health", "--url", url], capture_output=True, text=True)
+        proxied = {
+            **os.environ,
+            "HTTP_PROXY": "http://127.0.0.1:9",
+            "http_proxy": "http://127.0.0.1:9",
+            "ALL_PROXY": "socks5://no",
+        }
+        command = [sys.executable, "-m", "service", "health", "--url", url]
+        health = subprocess.run(command, capture_output=True, text=True, env=proxied)
         assert health.returncode == status
     assert "does not exist yet" in health.stderr
 

@@ -13,6 +13,7 @@ import httpx
 import orjson
 import pytest
 
+from service import workers
 from service.app import create_app
 from service.metrics import FAMILIES
 from service.settings import Settings
@@ -187,6 +188,56 @@ def test_what_no_worker_can_start_with_ends_the_service(repository, tmp_path):
     ended = end("--repository", str(repository), "--port", "0", "--keys", str(tmp_path / "nothing.json"))
     assert ended.returncode == 1
     assert "the service does not start: the file of keys" in ended.stderr
+
+
+def test_a_port_is_kept_from_another_service_before_a_worker_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(port=port)
+    with workers._reserved_port(settings) as kept, own_socket(settings), own_socket(settings):
+        assert kept == port
+        with pytest.raises(OSError, match="in use"), workers._reserved_port(settings):
+            pass
+
+
+class Worker:
+    """A process that has ended, or serves until it is told to end."""
+
+    def __init__(self, exitcode=None):
+        self.exitcode, self.pid, self.sentinel, self.name = exitcode, 1, 0, str(id(self))
+
+    def is_alive(self):
+        return self.exitcode is None
+
+
+@pytest.mark.parametrize(("ended", "status"), [([None, -9], 0), ([-9, -9], 1)])
+def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(tmp_path, monkeypatch, caplog, ended, status):
+    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
+    tries = []
+
+    def start(place):
+        if len(supervisor._processes) < 2:
+            supervisor._processes.append(Worker(ended[place]))
+            return
+        tries.append(place)
+        if len(tries) < 3:
+            raise OSError(11, "Resource temporarily unavailable")
+        supervisor._processes[place] = Worker()
+
+    def wait(sentinels, timeout):
+        if len(tries) == 3:
+            supervisor._stopping.set()
+            for process in supervisor._processes:
+                process.exitcode = 0
+
+    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(workers.connection, "wait", wait)
+    monkeypatch.setattr(supervisor, "_start", start)
+    assert supervisor.run() == status
+    if status == 0:
+        assert tries == [1, 1, 1]
+        assert caplog.text.count("it cannot be started; again in a second") == 2
 
 
 def test_sockets_share_a_port():

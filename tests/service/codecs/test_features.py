@@ -168,3 +168,12 @@ def test_the_first_unknown_names_alone_are_told_what_they_are_like():
     assert ["did you mean 'when'?" in problem.problem for problem in row] == [True] * 3 + [False] * 6
     many = features_of([Column(name=f"f{number}", kind="numeric") for number in range(201)])
     assert "did you mean" not in read_instances([{"f999": 1}], many)[2][0].problem
+
+
+def test_a_float_that_may_stand_for_several_whole_numbers_is_no_category():
+    ids = [str(2**53 + more) for more in (0, 1)]
+    features = features_of([Column(name="c", kind="categorical", categories=ids, integer=True)])
+    x, unknown, problems = read_instances([{"c": 2**53 + 1}, {"c": f"{2**53}.0"}], features)
+    assert (x.tolist(), unknown, problems) == ([[1], [0]], [], [])
+    _, _, (problem,) = read_instances([{"c": 2.0**53}], features)
+    assert str(problem).endswith("may stand for several whole numbers; give it as a whole number, or as a text")

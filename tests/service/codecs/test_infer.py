@@ -112,6 +112,16 @@ def test_category_numbers_that_float64_does_not_tell_apart_are_given_as_texts(da
     assert read({"inputs": [column("id", datatype, 7)]}, features=features).question.x.tolist() == [[3]]
 
 
+@pytest.mark.parametrize(("datatype", "limit"), [("FP16", 2048), ("FP32", 16_777_216)])
+def test_narrow_floats_do_not_tell_large_category_numbers_apart(datatype, limit):
+    categories = [str(limit - 1), str(limit), str(limit + 1)]
+    features = features_of([Column(name="id", kind="categorical", categories=categories, integer=True)])
+    assert read({"inputs": [column("id", datatype, limit - 1)]}, features=features).question.x.tolist() == [[0]]
+    assert read({"inputs": [column("id", "INT64", limit + 1)]}, features=features).question.x.tolist() == [[2]]
+    sentence = refusal({"inputs": [column("id", datatype, limit + 1)]}, features=features).sentence
+    assert sentence.startswith(f"input 'id' holds category numbers of {limit} or more, which {datatype} does not tell apart")
+
+
 def test_numbers_that_are_no_category_are_refused_in_the_whole_tensor():
     data = [1, 1, 3, 2, 1.65e9]
     problems = refusal({"inputs": [X | {"shape": [1, 5], "data": data}]}, features=MIXED_FEATURES).problems

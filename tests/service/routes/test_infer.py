@@ -204,8 +204,8 @@ def test_only_what_takes_long_to_read_is_read_in_a_thread(rows, binary, long):
     assert V2.reading_takes_long(None, {"headers": headers}, content) is long
 
 
-@pytest.mark.parametrize(("datatype", "long"), [("BYTES", True), ("FP64", False)])
+@pytest.mark.parametrize(("datatype", "long"), [("BYTES", True), (r"\u0042YTES", True), ("FP64", False)])
 def test_raw_texts_take_longer_to_read_than_raw_numbers(datatype, long):
-    head = orjson.dumps({"inputs": [{"name": "a", "datatype": datatype, "parameters": {"binary_data_size": 40_000}}]})
+    head = b'{"inputs":[{"name":"a","datatype":"%b","parameters":{"binary_data_size":40000}}]}' % datatype.encode()
     headers = [(b"inference-header-content-length", b"%d" % len(head))]
     assert V2.reading_takes_long(None, {"headers": headers}, head + bytes(40_000)) is long

@@ -45,6 +45,16 @@ async def test_the_example_is_one_that_a_model_with_a_small_group_answers(tmp_pa
     assert example["coverage"] == [0.9]
 
 
+async def test_a_model_of_moments_beyond_the_year_9999_has_an_example_that_it_answers(tmp_path):
+    far = Column(name="when", kind="datetime", minimum=1.7e12, maximum=1.71e12, quantiles={"0.5": 1.705e12})
+    write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=(far,))
+    async with running(tmp_path) as service:
+        example = (await get(service, "/v1/models/m/metadata"))["example"]
+        assert example["instances"] == [{"when": 1.705e12}]
+        assert (await service.http.post("/v1/models/m:predict", json=example)).status_code == 200
+        assert (await service.http.get("/openapi.json")).status_code == 200
+
+
 async def test_metadata_is_the_manifest_without_its_long_arrays(tmp_path):
     manifest = write_formula_model(tmp_path / "m" / "1" / "model.onnx", columns=MIXED, group_column="colour")
     async with running(tmp_path, threads=2) as service:
