@@ -243,7 +243,7 @@ def _holds(values: object, condition: Callable[[float], bool]) -> bool:
     return isinstance(values, Iterable) and any(
         condition(value)
         for value in values
-        if isinstance(value, float) or (hasattr(value, "__float__") and hasattr(value, "dtype"))
+        if isinstance(value, float) or (getattr(value, "ndim", None) == 0 and value.dtype.kind == "f")
     )
 
 

@@ -297,7 +297,7 @@ def _constants(
 
 def location_rounding(*, float64: bool) -> float:
     """How far, as a share of the location, the ends of an interval are moved outwards; `score_rounding` tells why."""
-    return 2.0**-44 if float64 else 2.0**-23
+    return 2.0**-50 if float64 else 2.0**-23
 
 
 def score_rounding(scores: NDArray[np.float64]) -> float:

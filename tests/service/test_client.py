@@ -163,6 +163,8 @@ def test_arrays_of_numpy_in_whatever_order_in_memory_are_rows():
         client.predict("m", rows)
     sent = [orjson.loads(request.content)["instances"] for request in seen]
     assert sent == [[[1.0, 2.0], [3.0, 4.0]]] * 4 + [[{"a": 1.0}]]
+    client.predict("m", [{"when": np.datetime64("2022-01-01T00:00:00"), "a": np.array([1.0, 2.0])}])  # the service tells
+    assert orjson.loads(seen[-1].content)["instances"] == [{"when": "2022-01-01T00:00:00+00:00", "a": [1.0, 2.0]}]
 
 
 @pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf")])
