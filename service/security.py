@@ -82,7 +82,7 @@ class Keys:
             return
         self._next_check = now + _CHECK_SECONDS
         signature = _signature(self._path)
-        if signature == self._signature and not (signature is None and self._problem):
+        if signature is not None and signature == self._signature:
             return
         self._signature = signature
         try:

@@ -197,7 +197,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
     from training.calibrate import recalibrate, require_new_table
-    from training.files import check_output
+    from training.output import check_output
     from training.predict import read_x_y
 
     old = read_manifest(model)

@@ -10,7 +10,6 @@ import csv
 import difflib
 import gzip
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import cast
 
 import polars as pl
 
-from training.errors import OptionError, TableError
+from training.errors import TableError
 
 MISSING_WORDS = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null")
 """Cells that hold one of these words, and Parquet texts alike, are missing values."""
@@ -61,23 +60,6 @@ class Source:
     compressed: bool
     delimiter: str
     names: list[str]
-
-
-def check_output(output: Path, table: Path) -> None:
-    """Raise OptionError where a model file and its report cannot be written to `output`, or would overwrite `table`."""
-    report = output.with_suffix(".html")
-    for path in (output, report):
-        if path.is_dir():
-            raise OptionError(f"--output {output}: {path} is a folder; name a file, such as {path / 'model.onnx'}")
-        if path.resolve() == table.resolve():
-            raise OptionError(f"--output {output}: would overwrite the table {table}")
-    if report == output:
-        raise OptionError(f"--output {output}: the report is written to that name; end the model's in .onnx")
-    try:  # folders that are not there are made when there is something to write
-        with tempfile.TemporaryFile(dir=next(folder for folder in output.resolve().parents if folder.exists())):
-            pass
-    except OSError as error:
-        raise OptionError(f"--output {output}: cannot be written there ({error.strerror})") from error
 
 
 def count_rows(path: Path | str) -> int | None:

@@ -20,9 +20,9 @@ from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions, column_words
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
-from training.files import check_output
 from training.fit import Epoch, Fitted, fit
 from training.graph import calibrated_graph
+from training.output import check_output
 from training.preprocess import feature_statistics, seen_columns
 from training.report import report_page
 from training.splits import Plan, Rows, plan_rows

@@ -50,6 +50,7 @@ gc.freeze = gc.set_threshold = lambda *_: None
 from service.cli import main
 sys.exit(main())
 """
+"""errorbar, but for what it sets of the garbage collector."""
 _MIB = 2**20
 
 

@@ -32,8 +32,6 @@ Values = NDArray[np.float64]
 _MOMENTS = ("mean", "std", "epistemic_std")
 _INTERVALS = ("lower", "upper")
 _DISTRIBUTION = ("location", "scale")
-_ROUNDING = 2.0**-20
-"""Of a standardised threshold: the network's arithmetic is float32, and differs in the last digits with the rows of a run."""
 _OUTPUTS = _MOMENTS + _INTERVALS
 _ALL_OUTPUTS = _OUTPUTS + _DISTRIBUTION
 
@@ -150,7 +148,7 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
         extra["quantiles"] = _raw(location, scale, by_row, targets).astype(kind)
     if question.thresholds:
         standardised = _standardised(np.array(question.thresholds), location, scale, targets)
-        rounding = _ROUNDING * (1 + (1 if kind == np.float32 else np.finfo(np.float32).eps) * np.abs(location) / scale)
+        rounding = _rounding(location, scale, kind)
         inside = _by_group(groups, targets, probability_up_to, standardised, rounding)
         extra["cdf"] = np.where(np.isinf(standardised), standardised > 0, inside)  # certain beyond the target's domain
     if question.samples:
@@ -242,6 +240,17 @@ def _raw(location: Values, scale: Values, factors: Values, targets: CalibratedTa
     """Location + scale * factors [n, targets, anything] in the targets' own units."""
     transformed = location[:, :, None] + scale[:, :, None] * factors
     return np.stack([t.inverse(transformed[:, i]) for i, t in enumerate(targets.transforms)], axis=1)
+
+
+def _rounding(location: Values, scale: Values, kind: np.dtype[np.floating]) -> Values:
+    """[n, targets]: what thresholds may be off by once standardised.
+
+    The network's arithmetic is float32, and differs in the last digits with the rows of a run; a location loses more where the
+    graph's outputs, of this kind, are float32 too.
+    """
+    of_location = 2.0**-20 if kind == np.float32 else 2.0**-43
+    rounding: Values = 2.0**-20 + of_location * np.abs(location) / scale
+    return rounding
 
 
 def _standardised(thresholds: Values, location: Values, scale: Values, targets: CalibratedTargets) -> Values:
