@@ -128,6 +128,8 @@ class IntervalScores(_Part):
     observed_coverage: float
     mean_width: float
     interval_score: float
+    rows: int | None = None
+    """How many rows these are; None where nobody counted them."""
 
 
 class Scores(_Part):

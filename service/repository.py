@@ -276,6 +276,7 @@ class Repository:
         labels = entry.labels if found.labels_problem else found.labels
         newest_first = sorted(found.versions, reverse=True)
         kept = set[int]()
+        refused = []
         good = 0  # a refused version takes no good one's place
         for version in newest_first:
             if found.unloaded:
@@ -284,7 +285,10 @@ class Repository:
                 continue
             if entry.signatures.get(version) != found.versions[version]:
                 entry.signatures[version] = found.versions[version]
+                told = entry.failures.get(version)
                 await self._take_in(name, version, entry)
+                if entry.failures.get(version) not in (None, told):
+                    refused.append(version)
             kept.add(version)
             good += version in entry.served
         # Only now: there is no moment in which a request finds neither the old nor the new.
@@ -292,6 +296,9 @@ class Repository:
         entry.unloaded = frozenset(found.versions.keys() - kept)
         entry.unloaded_by_hand = found.unloaded
         self.entries[name] = entry
+        serving = f"version {entry.default.version} serves" if entry.default else "nothing serves this model"
+        for version in refused:
+            logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
         for version in (entry.signatures.keys() | entry.failures.keys()) - kept:  # `load` forgets signatures of what failed
             entry.signatures.pop(version, None)
             entry.failures.pop(version, None)
@@ -299,7 +306,7 @@ class Repository:
                 logger.info("model %s version %d is no longer served", name, version)
 
     async def _take_in(self, name: str, version: int, entry: Entry) -> None:
-        path, told = self.path / name / str(version) / MODEL_FILE, entry.failures.get(version)
+        path = self.path / name / str(version) / MODEL_FILE
         try:
             model = await asyncio.to_thread(self._load, path, name, version)
         except (ArtifactError, DeviceError) as error:
@@ -316,10 +323,6 @@ class Repository:
             logger.info("model %s version %d is ready on %s (sha256 %s)", name, version, model.device.name, model.sha256[:12])
             return
         self._reloads["refused"] += 1
-        if entry.failures[version] == told:
-            return
-        serving = f"version {entry.default.version} goes on serving" if entry.default else "nothing serves this model"
-        logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
 
     def _tell_outage(self, reason: str | None) -> None:
         """Say once what keeps the repository from being read, and when it is over."""

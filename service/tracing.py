@@ -31,8 +31,9 @@ def add_tracing(app: FastAPI) -> Callable[[], None] | None:
     except ImportError as error:
         logger.warning("no traces: an exporter is configured, but %s is missing: pip install '.[tracing]'", error.name)
         return None
-    name = os.environ.get("OTEL_SERVICE_NAME", "errorbar")
-    provider = TracerProvider(resource=Resource.create({"service.name": name, "service.version": service.__version__}))
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    name = {} if named else {"service.name": "errorbar"}
+    provider = TracerProvider(resource=Resource.create(name | {"service.version": service.__version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     app.add_middleware(
         OpenTelemetryMiddleware,

@@ -154,7 +154,7 @@ def evaluate(
         document = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        terminal.show_scores(f"{table.name}, {len(y)} rows", {"model": by_target})
+        terminal.show_scores(f"{table.name}, {len(y)} rows", {"model": by_target}, rows=len(y))
 
 
 @app.command()

@@ -193,6 +193,7 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network, 
                     observed_coverage=metrics.observed_coverage(y[finite], lower, upper),
                     mean_width=metrics.mean_width(lower, upper),
                     interval_score=metrics.interval_score(y[finite], lower, upper, coverage=coverage),
+                    rows=int(finite.sum()),
                 )
             )
     return Scores(

@@ -108,12 +108,19 @@ def _in_short(manifest: Manifest, evaluation: Evaluation) -> Iterable[Html]:
         if main is not None:
             sentence += (
                 f"the {percent(main.coverage)} prediction interval of {target.name} held the observed value in "
-                f"{percent(main.observed_coverage)} of them, and was {measured(main.mean_width, target.unit)} wide on average; "
+                f"{percent(main.observed_coverage)} of {_interval_rows(main, evaluation)}, and was "
+                f"{measured(main.mean_width, target.unit)} wide on average; "
             )
         sentence += f"the predicted mean of {target.name} was off by {measured(scores.rmse, target.unit)} (RMSE)."
         yield tag("p", sentence)
     if evaluation.source != "test":
         yield tag("p", _BY_CONSTRUCTION + (_FEWER_ROWS if evaluation.source == "out_of_fold" else ""), css="soft")
+
+
+def _interval_rows(interval: IntervalScores, evaluation: Evaluation) -> str:
+    if interval.rows is None or interval.rows == evaluation.rows:
+        return "them"
+    return f"the {interval.rows:,} whose calibration group has enough rows for it"
 
 
 def _guarantee(manifest: Manifest) -> Html:
@@ -252,7 +259,7 @@ def _scores(manifest: Manifest, evaluation: Evaluation, name: str, unit: str | N
             percent(one.coverage),
             predictor,
             f"{one.observed_coverage:.3f}"
-            + (f" ± {np.sqrt(one.coverage * (1 - one.coverage) / evaluation.rows):.3f}" if tested else ""),
+            + (f" ± {np.sqrt(one.coverage * (1 - one.coverage) / (one.rows or evaluation.rows)):.3f}" if tested else ""),
             number(one.mean_width),
             number(one.interval_score),
         ]

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.conformal import coverage_range
-from models.manifest import Manifest, Scores
+from models.manifest import IntervalScores, Manifest, Scores
 from training.calibrate import small_groups
 from training.evaluate import rows_in_words
 
@@ -88,11 +88,12 @@ def show_evaluation(manifest: Manifest) -> None:
             "`python -m training evaluate` scores new rows"
         )
         return
-    show_scores(rows_in_words(manifest.evaluation), {"model": manifest.evaluation.targets, **manifest.evaluation.baselines})
+    evaluation = manifest.evaluation
+    show_scores(rows_in_words(evaluation), {"model": evaluation.targets, **evaluation.baselines}, rows=evaluation.rows)
 
 
-def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]]) -> None:
-    """Scores by target and predictor, with share in and mean width of the 90 % intervals; the report has more."""
+def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]], *, rows: int) -> None:
+    """Scores of `rows` rows by target and predictor, with share in and mean width of 90 % intervals; the report has more."""
     table = Table(title=title, title_justify="left")
     for heading in ("target", "predictor", "NLL", "RMSE", "R2", "CRPS", "in 90 %", "width"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "target")
@@ -100,11 +101,17 @@ def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]]) ->
         for predictor, by_target in by_predictor.items():
             one = by_target[target]
             shown = [interval for interval in one.intervals if interval.coverage == _SHOWN_COVERAGE]
-            intervals = (f"{shown[0].observed_coverage:.1%}", f"{shown[0].mean_width:.4g}") if shown else ("-", "-")
+            intervals = (_share(shown[0], rows), f"{shown[0].mean_width:.4g}") if shown else ("-", "-")
             r2 = "-" if one.r2 is None else f"{one.r2:.3f}"
             errors = (f"{one.nll:.3f}", f"{one.rmse:.4g}", r2, f"{one.crps:.4g}")
             table.add_row(target, predictor, *errors, *intervals)
     _console.print(table)
+
+
+def _share(interval: IntervalScores, rows: int) -> str:
+    """91.2%; 91.2% of 450 where the calibration groups of the other rows are too small for this coverage."""
+    fewer = interval.rows is not None and interval.rows < rows
+    return f"{interval.observed_coverage:.1%}" + (f" of {interval.rows}" if fewer else "")
 
 
 def show_manifest(manifest: Manifest) -> None:

@@ -185,15 +185,14 @@ def _column(
     """A column as x holds it; adds to `unknown` and `problems`."""
     if pa.types.is_null(type_):
         return np.full(sum(map(len, chunks)), math.nan)
+    column = features.columns[position]
+    kind = column.kind
+    ids = column.integer and kind == "categorical"
     if pa.types.is_dictionary(type_):
-        return _by_value(_by_dictionary(chunks), position, features, unknown, problems)
+        return _by_value(_by_dictionary(chunks, ids=ids), position, features, unknown, problems)
     if pa.types.is_string_view(type_):
         return _by_value([_by_view(chunk) for chunk in chunks], position, features, unknown, problems)
-    column = features.columns[position]
-    kind, array = column.kind, pa.concat_arrays(chunks)
-    if column.integer and kind == "categorical" and pa.types.is_decimal(type_):
-        array = array.cast(pa.string())  # as databases give ids, of which float64 has not every one
-    array = _simple(array)
+    array = _simple(pa.concat_arrays(chunks), ids=ids)
     if pa.types.is_timestamp(type_):
         return _numbers(array.cast(pa.int64())) / _UNITS[type_.unit]
     if pa.types.is_date32(type_):
@@ -212,10 +211,11 @@ def _numbers(array: Any) -> Values:
     return numbers
 
 
-def _simple(array: Any) -> Any:
-    """Numbers that are not whole as float64; what else is as it is."""
-    decimal = pa.types.is_floating(array.type) or pa.types.is_decimal(array.type)
-    return array.cast(pa.float64()) if decimal else array
+def _simple(array: Any, *, ids: bool) -> Any:
+    """Numbers that are not whole as float64, decimals of `ids` as texts; what else is as it is."""
+    if pa.types.is_decimal(array.type):
+        return array.cast(pa.string() if ids else pa.float64())  # databases give ids so, and float64 has not every one
+    return array.cast(pa.float64()) if pa.types.is_floating(array.type) else array
 
 
 def _by_view(array: Any) -> tuple[Any, NDArray[np.int64]]:
@@ -244,7 +244,7 @@ def _texts(views: Any) -> Any:
     return pa.array(views.to_pylist(), pa.large_string())
 
 
-def _by_dictionary(chunks: list[Any]) -> list[tuple[Any, NDArray[np.int64]]]:
+def _by_dictionary(chunks: list[Any], *, ids: bool) -> list[tuple[Any, NDArray[np.int64]]]:
     """Each dictionary with the places in it of the rows that use it, in order of the rows."""
     groups: list[tuple[Any, list[NDArray[np.int64]]]] = []
     last: object = None
@@ -252,18 +252,18 @@ def _by_dictionary(chunks: list[Any]) -> list[tuple[Any, NDArray[np.int64]]]:
         dictionary = chunk.dictionary
         same = (len(dictionary), [None if buffer is None else buffer.address for buffer in dictionary.buffers()])
         if same != last:  # looked at once: every batch of a stream may use the same large one
-            groups.append((_whole(dictionary), []))
+            groups.append((_whole(dictionary, ids=ids), []))
             last = same
         groups[-1][1].append(_places(chunk))
     return [(dictionary, np.concatenate(places)) for dictionary, places in groups]
 
 
-def _whole(dictionary: Any) -> Any:
+def _whole(dictionary: Any, *, ids: bool) -> Any:
     """A dictionary, validated."""
     if pa.types.is_string_view(dictionary.type):
         return _texts(dictionary)
     dictionary.validate(full=True)
-    return _simple(dictionary)
+    return _simple(dictionary, ids=ids)
 
 
 def _places(column: Any) -> NDArray[np.int64]:

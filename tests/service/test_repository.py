@@ -98,7 +98,7 @@ async def test_a_bad_new_version_leaves_the_old_one_serving_and_its_reason_is_ke
     assert models.waiting_for() is None
     assert "truncated" in models.entry("m").failures[2]
     assert "version 2 is refused" in caplog.text
-    assert "version 1 goes on serving" in caplog.text
+    assert "(version 1 serves)" in caplog.text
     with pytest.raises(UnavailableError, match=r"version 2 of model 'm' cannot be served: .*truncated"):
         models.model("m", version="2")
     caplog.clear()
@@ -108,6 +108,15 @@ async def test_a_bad_new_version_leaves_the_old_one_serving_and_its_reason_is_ke
     await models.rescan()
     assert models.model("m").version == 2
     assert not models.entry("m").failures
+
+
+async def test_what_serves_beside_a_bad_version_is_told_once_all_are_loaded(repository, caplog):
+    write_version(repository, 2)
+    (repository / "m" / "2" / "model.onnx").write_bytes(b"no model")
+    await scanned(repository)
+    assert [record.message.split("(")[-1] for record in caplog.records if "is refused" in record.message] == [
+        "version 1 serves)"
+    ]
 
 
 async def test_a_file_changed_in_place_is_read_again_and_a_bad_one_leaves_the_old_model(repository):

@@ -76,3 +76,20 @@ async def test_a_missing_package_is_said(repository, monkeypatch, caplog):
     async with running(repository) as service:
         assert (await service.predict(instances=[[1, 2]])).status_code == 200
     assert "pip install '.[tracing]'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "errorbar"),
+        ({"OTEL_SERVICE_NAME": "prices"}, "prices"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=a,service.name=prices"}, "prices"),
+    ],
+)
+async def test_the_service_is_named_as_the_variables_say(repository, collector, monkeypatch, variables, name):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    async with running(repository) as service:
+        await service.http.get("/v1/models")
+    (resource,) = [resource.resource for _, request in collector for resource in request.resource_spans]
+    assert {item.key: item.value.string_value for item in resource.attributes}["service.name"] == name

@@ -201,6 +201,7 @@ def test_rows_of_a_group_too_small_for_a_coverage_are_left_out_of_its_score(mode
     assert [one.coverage for one in intervals] == [0.5, 0.8, 0.9, 0.95]
     assert intervals[0] != of_the_large_group[0]
     assert intervals[2:] == of_the_large_group[2:], "five rows support no more than 0.8"
+    assert [one.rows for one in intervals] == [60, 60, 30, 30]
 
 
 def assert_same(one, other):

@@ -82,11 +82,13 @@ def report(
     wider: float = 3.0,
     noise: float = 1.0,
     history=HISTORY,
+    default_coverage: float = 0.9,
     **model,
 ) -> tuple[Page, Manifest, Predictions]:
     """The page of a formula model whose baseline is itself with a std `wider` times as large."""
     write_formula_model(folder / "model.onnx", **model)
     run, manifest = open_model(folder / "model.onnx", threads=1)
+    manifest = manifest.model_copy(update={"default_coverage": default_coverage})
     x, y = rows_of(manifest, run, rows=rows, noise=noise)
     predictions = predicted(run, x, y, manifest)
     if source != "test":
@@ -195,6 +197,19 @@ def test_groups_are_listed_with_what_their_rows_support(tmp_path):
     assert f"{low:.3f} to {high:.3f}" not in page.text
 
 
+def test_the_rows_that_a_coverage_is_observed_in_are_those_with_such_an_interval(tmp_path):
+    options = {"columns": MIXED, "group_column": "colour", "interval": "equal_tailed"}
+    page, manifest, _ = report(tmp_path, **options, default_coverage=0.95)
+    at_95 = manifest.evaluation.targets["y"].intervals[-1]
+    assert at_95.coverage == 0.95
+    assert 0 < at_95.rows < 200, "with 19 and 29 calibration rows an interval of 0.95 is infinite"
+    held = f"in {100 * at_95.observed_coverage:.4g} % of the {at_95.rows} whose calibration group has enough rows for it"
+    assert held in page.text
+    assert f"{at_95.observed_coverage:.3f} ± {np.sqrt(0.95 * 0.05 / at_95.rows):.3f}" in page.text
+    page, *_ = report(tmp_path, **options)
+    assert "whose calibration group" not in page.text
+
+
 def test_names_of_the_table_are_escaped_and_shown_as_they_are(tmp_path):
     columns = (NUMERIC[0].model_copy(update={"name": HOSTILE, "unit": "<b>", "description": "a & b"}), NUMERIC[1])
     target = Target(name="<i>y</i>\x01\n", minimum=-50.0, maximum=50.0, unit='"m"', description="<u>")
@@ -281,16 +296,8 @@ def test_the_intervals_drawn_are_those_of_the_predictions(tmp_path):
 
 
 def test_a_default_coverage_of_its_own_is_measured_and_drawn(tmp_path):
-    write_formula_model(tmp_path / "model.onnx")
-    run, manifest = open_model(tmp_path / "model.onnx", threads=1)
-    manifest = manifest.model_copy(update={"default_coverage": 0.7})
-    x, y = rows_of(manifest, run)
-    predictions = predicted(run, x, y, manifest)
-    scores = evaluation(predictions, targets=manifest.targets, network=manifest.network, baselines={}, source="test")
-    manifest = manifest.model_copy(update={"evaluation": scores})
-    (tmp_path / "m.html").write_bytes(report_page(manifest, predictions=predictions, x=x, run=run, history=[]))
-    page = Page(tmp_path / "m.html")
-    at_70 = scores.targets["y"].intervals[1]
+    page, manifest, _ = report(tmp_path, default_coverage=0.7)
+    at_70 = manifest.evaluation.targets["y"].intervals[1]
     assert f"{at_70.observed_coverage:.3f} ± {np.sqrt(0.7 * 0.3 / 200):.3f}" in page.text
     assert f"the 70 % prediction interval of y held the observed value in {100 * at_70.observed_coverage:.4g} %" in page.text
     assert "test rows with 70 % prediction intervals" in page.alts[0]

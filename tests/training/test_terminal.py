@@ -32,10 +32,17 @@ def wide(monkeypatch):
 
 def test_names_with_brackets_are_shown_as_they_are_in_the_scores(capsys):
     by_predictor = {"model": {"[/b]": SCORES, "[bold]x": SCORES}}
-    terminal.show_scores("rows [1] :smile:.csv, 9 rows", by_predictor)
+    terminal.show_scores("rows [1] :smile:.csv, 9 rows", by_predictor, rows=9)
     shown = capsys.readouterr().out
     for name in ("[/b]", "[bold]x", "rows [1] :smile:.csv, 9 rows"):
         assert name in shown
+
+
+@pytest.mark.parametrize(("rows", "shown"), [(None, "91.0% "), (9, "91.0% "), (7, "91.0% of 7 ")])
+def test_intervals_of_fewer_rows_than_were_scored_say_of_how_many(capsys, rows, shown):
+    interval = SCORES.intervals[0].model_copy(update={"rows": rows})
+    terminal.show_scores("9 rows", {"model": {"y": SCORES.model_copy(update={"intervals": [interval]})}}, rows=9)
+    assert shown in capsys.readouterr().out
 
 
 def test_names_with_brackets_are_shown_as_they_are_in_a_manifest(tmp_path, capsys):

@@ -84,8 +84,9 @@ def test_decimals_and_columns_of_null():
 def test_ids_that_float64_does_not_tell_apart(type_):
     ids = [2**53 + more for more in (0, 1, 3)]
     features = features_of([Column(name="id", kind="categorical", categories=[*map(str, ids)], integer=True)])
-    body = stream({"id": pa.array([ids[2], None, ids[1]]).cast(type_)})
-    np.testing.assert_equal(read(body, features=features).question.x, [[2], [math.nan], [1]])
+    array = pa.array([ids[2], None, ids[1]]).cast(type_)
+    for sent in (array, array.dictionary_encode()):
+        np.testing.assert_equal(read(stream({"id": sent}), features=features).question.x, [[2], [math.nan], [1]])
     huge = pa.array([Decimal(ids[1]), Decimal(10**30)], pa.decimal128(38, 0))
     np.testing.assert_equal(read(stream({"id": huge}), features=features).question.x, [[1], [math.nan]])
     assert "may stand for several whole numbers" in refusal(stream({"id": pa.array([float(ids[0])])}), features=features)[0]
