@@ -16,9 +16,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.direct import Direct
-from service.errors import error_body
+from service.errors import OverloadedError, error_body
 from service.heads import Head
 from service.metrics import ServiceMetrics
+from service.routes.bodies import HeldBody
 from service.routes.hot import GiveUp, Route
 
 logger = logging.getLogger("service")
@@ -99,6 +100,8 @@ class Connection(HttpToolsProtocol):
     ):
         super().__init__(*arguments, **more)
         self._direct = direct
+        self._held = None if direct is None else HeldBody(direct.bodies)
+        """The body of an exchange that is arriving."""
         self._draining = draining
         self._limits = limits
         self._metrics = metrics
@@ -129,6 +132,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
         super().connection_lost(exc)
+        if self._held is not None:
+            self._held.free()
         for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):  # uvicorn tells the newest alone
             if cycle is not None:
                 cycle.disconnected = True
@@ -203,8 +208,14 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._progress += 1
-        if isinstance(self.cycle, _Exchange):
+        if self._held is not None and isinstance(self.cycle, _Exchange):
             self.cycle.chunks.append(body)
+            try:
+                self._held.grow(len(body))
+            except OverloadedError as error:
+                self._held.free()
+                self._refuse(503, error.sentence, error.reason)
+                raise httptools.HttpParserError(error.sentence) from error
         else:
             super().on_body(body)
 
@@ -214,10 +225,11 @@ class Connection(HttpToolsProtocol):
             return
         self._arriving_since = self._leftover_bytes = None
         exchange = self.cycle
-        if self._direct is None or not isinstance(exchange, _Exchange):
+        if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
             super().on_message_complete()
             return
         chunks, exchange.chunks = exchange.chunks, []
+        self._held.free()  # it is read now, or held anew
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         exchange.body_bytes = len(body)
         self._begin(self._direct, exchange, self.scope, body)

@@ -43,6 +43,7 @@ class Direct:
         self._access_log = settings.access_log
         self._most_bytes = settings.max_body_bytes
         self._known_route = lru_cache(_ROUTES)(self._route)
+        self.bodies = predictions.bodies
         self.heads = KnownHeads()
         """Those of requests that were answered here."""
 

@@ -175,7 +175,7 @@ def add_key(path: Path, *, name: str, scopes: frozenset[KeyScope]) -> str:
 
 def _presented(scope: Scope) -> bytes | None:
     kind, _, key = (header(scope, b"authorization") or b"").partition(b" ")
-    return key.strip() if kind.lower() == b"bearer" else header(scope, b"x-api-key")
+    return key.strip() if kind.lower() == b"bearer" else (header(scope, b"x-api-key") or b"").strip() or None
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

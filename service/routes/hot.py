@@ -22,9 +22,9 @@ from service.routes.answers import (
     error_content,
     header,
     length_of,
-    read_body,
     send_content,
 )
+from service.routes.bodies import BodyRoom, HeldBody, decompressed, encoding_of, receive_body
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
@@ -69,6 +69,7 @@ class Predictions:
     def __init__(self, state: ServiceState):
         self._state = state
         self._vertex_route = state.settings.vertex_predict_route
+        self.bodies = BodyRoom(state.settings.max_body_bytes)
         self._aside: set[asyncio.Task[Content]] = set()  # which the event loop itself would forget
 
     def route(self, path: str) -> Route | None:
@@ -77,15 +78,17 @@ class Predictions:
 
     async def answer(self, route: Route, scope: Scope, receive: Receive) -> Content:
         """The prediction that a request asks for, or what refuses it. What takes long is done in threads."""
-        work = _Work(self._state, route.protocol, scope)
+        work, held = _Work(self._state, route.protocol, scope), HeldBody(self.bodies)
         result: Content | Exception = RuntimeError("the request was cancelled")
         try:
             model = work.find_model(route.names)
             if (length_of(header(scope, b"content-length")) or 0) > LARGE_BYTES:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
-            body = await read_body(scope, receive, limit=self._state.settings.max_body_bytes)
-            long = route.protocol.reading_takes_long(model, scope, body)
+            body = await receive_body(scope, receive, limit=self._state.settings.max_body_bytes, held=held)
+            long = encoding_of(scope) is not None or route.protocol.reading_takes_long(model, scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
+            del body
+            held.free()
             question, seconds = asked.question, asked.timeout_seconds
             outputs = model.batcher.outputs(
                 question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
@@ -96,6 +99,7 @@ class Predictions:
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
         finally:
+            held.free()
             result = work.end(result)
         if isinstance(result, Exception):
             raise result
@@ -192,7 +196,11 @@ class _Work:
         self._state.metrics.in_flight -= 1
 
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:
+        """In any thread. Decompressed here, no more bodies take their full size at a time than there are threads."""
         started = time.perf_counter()
+        encoding = encoding_of(self._scope)
+        if encoding is not None:
+            body = decompressed(body, encoding, limit=self._state.settings.max_body_bytes)
         self._asked = asked = self._protocol.read(self._state.limits, model, self._scope, body)
         check_support(asked.question, model.targets)
         self._read_seconds = time.perf_counter() - started

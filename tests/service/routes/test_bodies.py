@@ -1,0 +1,126 @@
+"""Many bodies at once, and how each is encoded."""
+
+import asyncio
+import gzip
+import select
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx
+import orjson
+import pytest
+
+from service.errors import OverloadedError
+from service.routes import hot
+from service.routes.bodies import LARGEST_BODIES, SMALL_BYTES, BodyRoom, HeldBody
+from tests.model_files import write_formula_model
+from tests.service.conftest import running
+from tests.service.live import ROW, Process, answers, connected
+
+pytestmark = pytest.mark.anyio
+PREDICT = "/v1/models/m:predict"
+LARGEST = 200_000
+FITTING = LARGEST_BODIES * LARGEST // (LARGEST - SMALL_BYTES)
+"""So many bodies of the largest size have room."""
+
+
+def test_what_a_body_holds_is_counted_beyond_what_always_has_room_and_given_back():
+    room = BodyRoom(SMALL_BYTES)
+    first, second = HeldBody(room), HeldBody(room)
+    first.grow(SMALL_BYTES)
+    assert room.taken == 0
+    first.grow(10)
+    first.grow(room.bytes - 10)
+    assert room.taken == room.bytes
+    second.grow(SMALL_BYTES)
+    with pytest.raises(OverloadedError, match=f"overloaded: {room.bytes} bytes of large bodies are here or arriving, at most"):
+        second.grow(1)
+    first.free()
+    assert room.taken == 0
+    second.grow(1)
+    assert room.taken == 2, "with the byte that it was refused for"
+    first.free()
+    assert room.taken == 2
+
+
+async def test_no_more_bodies_are_decompressed_at_a_time_than_there_are_threads(repository, monkeypatch):
+    order = []
+
+    def told(name, function):
+        def call(*arguments, **options):
+            order.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(hot, "decompressed", told("decompressed", hot.decompressed))
+    monkeypatch.setattr(hot, "check_support", told("read", hot.check_support))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    async with running(repository) as service:
+        order.clear()
+        body, headers = gzip.compress(ROW), {"content-encoding": "gzip"}
+        asked = [service.http.post(PREDICT, content=body, headers=headers) for _ in range(5)]
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
+    assert order == ["decompressed", "read"] * 5
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"),
+    [(["gzip "], 200), (["GZIP"], 200), (["x-gzip"], 200), (["identity"], 400), ([""], 400), (["gzip", "gzip"], 400)],
+)
+async def test_names_of_encodings(repository, encoding, status):
+    async with running(repository) as service:
+        headers = [("content-encoding", one) for one in encoding]
+        answer = await service.http.post(PREDICT, content=gzip.compress(ROW), headers=headers)
+        assert answer.status_code == status
+        if len(encoding) == 2:
+            assert "Content-Encoding 'gzip, gzip' is not read here" in answer.json()["error"]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("repository")
+    write_formula_model(repository / "m" / "1" / "model.onnx")
+    running = Process(repository, "--max-body-bytes", str(LARGEST))
+    yield running
+    assert running.stop() == 0
+
+
+def as_json():
+    """A request whose body is as large as allowed, and goes through ASGI."""
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (PREDICT.encode(), LARGEST) + ROW.ljust(LARGEST)
+
+
+def as_tensor():
+    """The same as bytes of numbers, which do not go through ASGI."""
+    rows = (LARGEST - 200) // 16
+    raw = bytes(16 * rows)
+    tensor = {"name": "x", "datatype": "FP64", "shape": [rows, 2], "parameters": {"binary_data_size": len(raw)}}
+    told = orjson.dumps({"inputs": [tensor]})
+    body = (told + raw).ljust(LARGEST)
+    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+    return head % (len(told), len(body)) + body
+
+
+@pytest.mark.parametrize(("request_", "answered"), [(as_json(), 200), (as_tensor(), 400)], ids=["asgi", "direct"])
+def test_bodies_that_arrive_slowly_have_room_together(service, request_, answered):
+    for closed in (False, True, False):  # and give it back: what one round keeps would be missing in the next
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connected(service)) for _ in range(FITTING + 1)]
+            for client in clients:
+                client.sendall(request_[:-1])
+            (refused,), _, _ = select.select(clients, [], [], 10)
+            clients.remove(refused)
+            ((status, headers, body),) = answers(refused, 1)
+            assert status == 503
+            assert headers[b"retry-after"] == b"1"
+            assert "bytes of large bodies are here or arriving, at most 3200000 may" in orjson.loads(body)["error"]
+            assert httpx.post(service.url + PREDICT, content=ROW).status_code == 200
+            if closed:
+                stack.close()
+                time.sleep(0.5)  # for the service to notice
+                continue
+            for client in clients:
+                client.sendall(request_[-1:])
+            assert [answers(client, 1)[0][0] for client in clients] == [answered] * FITTING
