@@ -108,11 +108,18 @@ def digest_of(data: bytes) -> str:
 
 def cpu_session(graph: bytes, *, threads: int = 0) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU; `threads` 0 lets ONNX Runtime choose."""
+    return onnxruntime.InferenceSession(graph, session_options(threads=threads), providers=["CPUExecutionProvider"])
+
+
+def session_options(*, threads: int) -> onnxruntime.SessionOptions:
+    """How every session runs, whatever its device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves the neighbours
+    # A model file has no data outside of it, which its digest would not cover: such data is looked for where nothing can be
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/none")
+    return options
 
 
 def open_model(path: Path | str, *, threads: int = 0) -> tuple[Run, Manifest]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models.artifact import Arrays
+from models.artifact import Arrays, session_options
 from service.settings import DevicePolicy
 
 logger = logging.getLogger("service")
@@ -68,11 +68,7 @@ class Session:
 
     def __init__(self, model: bytes, device: Device):
         """Raises DeviceError where the graph does not wholly run on `device`."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = device.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves the neighbours
+        options = session_options(threads=device.threads)
         provider = _PROVIDERS[device.name]
         try:
             if device.name == "cuda":

@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.artifact import OUTPUTS, read_model
+from models.artifact import OUTPUTS, cpu_session, read_model
 from service.inference import session as module
 from service.inference.session import Device, DeviceError, Session, choose_device
 from tests.model_files import write_formula_model
@@ -73,14 +73,19 @@ def graph(node, initializers=()):
     return onnx.helper.make_model(whole, opset_imports=opsets, ir_version=9).SerializeToString()
 
 
+@pytest.mark.parametrize("rows", [1, 10_000])
 @pytest.mark.parametrize("absolute", [True, False])
-def test_data_outside_of_the_file_is_not_read(tmp_path, monkeypatch, absolute):
-    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
-    monkeypatch.chdir(tmp_path)
-    outside = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+def test_data_outside_of_the_file_is_not_read(tmp_path, monkeypatch, absolute, rows):
+    (tmp_path / "secret.bin").write_bytes(np.ones((rows, 4), dtype=np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime looks for it
+    outside = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[rows, 4])
+    outside.data_location = onnx.TensorProto.EXTERNAL
     outside.external_data.add(key="location", value=str(tmp_path / "secret.bin") if absolute else "secret.bin")
+    model = graph(onnx.helper.make_node("Add", ["x", "w"], ["y"]), [outside])
     with pytest.raises(DeviceError, match="cannot load the model"):
-        Session(graph(onnx.helper.make_node("Add", ["x", "w"], ["y"]), [outside]), Device("cpu", 1))
+        Session(model, Device("cpu", 1))
+    with pytest.raises(Exception, match="External data path|escapes"):
+        cpu_session(model)
 
 
 def test_operators_that_onnx_runtime_does_not_have_are_refused():
