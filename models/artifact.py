@@ -32,6 +32,10 @@ RUN_ROWS = 1024
 took 9.1 s and 3 890 MiB by 65 536 rows, 2.7 s and 654 MiB by 8192, 2.3 s and 255 MiB by 1024."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of models, in whole: safe as a folder's name, in a URL, and as the label of a metric."""
+MODEL_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""Names of the folders of versions, in whole."""
+MODEL_FILE = "model.onnx"
+"""In a version's folder."""
 
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[NDArray[np.float64], NDArray[np.float64]], Arrays]
@@ -150,15 +154,16 @@ def session_run(session: onnxruntime.InferenceSession) -> Run:
 
 
 def write_atomically(data: bytes, path: Path) -> None:
-    """Write a file, whole or not at all: beside its place, flushed to disk, then renamed over it."""
+    """Write a file, whole or not at all: beside its place, flushed to disk, then renamed over it, whose permissions it gets."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes it private; a service under another user must read it
+        Path(name).chmod(mode)  # mkstemp makes it private; a service under another user must read it
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -4,6 +4,10 @@
 
 ensure_environment() {
     local extras=$1 venv=${VENV:-.venv} python=${PYTHON:-python3} wanted stamp
+    command -v "$python" >/dev/null || {
+        echo "errorbar needs Python 3.11 or newer; there is no $python. Set PYTHON to where it is." >&2
+        return 1
+    }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "errorbar needs Python 3.11 or newer; $python is $("$python" --version 2>&1). Set PYTHON to another." >&2
         return 1
@@ -16,6 +20,6 @@ ensure_environment() {
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
         echo "$wanted" >"$stamp"
     fi
-    PATH=$(cd "$venv/bin" && pwd):$PATH
+    PATH=$(CDPATH= cd -- "$venv/bin" && pwd):$PATH
     export PATH
 }

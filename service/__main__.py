@@ -1,7 +1,11 @@
 """`python -m service`."""
 
 import os
+import signal
 import sys
+
+if os.getpid() == 1:  # a container's first process: the kernel drops SIGTERM until somebody handles it
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 if sys.stderr is None:  # started with it closed: what is opened next would bear its number, and get what is written to it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

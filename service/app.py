@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from service.state import ServiceState
 from service.telemetry import RequestTelemetry
 from service.tracing import add_tracing
 from service.workers import SHARE_SECONDS, SharedCounts
+
+logger = logging.getLogger("service")
 
 _INLINE_MILLISECONDS = 2.0
 _INLINE_MILLISECONDS_BESIDE_A_THREAD = 1.0
@@ -87,8 +90,10 @@ def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceSt
         loaded_versions=settings.loaded_versions,
         rescan_seconds=settings.rescan_seconds,
         reloads=counted.reloads,
+        stopping=lambda: state.draining,
     )
-    return ServiceState(settings, device, models, counted, counts)
+    state = ServiceState(settings, device, models, counted, counts)
+    return state
 
 
 def _run_limits(settings: Settings, device: Device) -> RunLimits:
@@ -109,6 +114,9 @@ def _run_limits(settings: Settings, device: Device) -> RunLimits:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServiceState = app.state.service
     await state.repository.rescan()
+    default = state.settings.default_model
+    if default is not None and default not in state.repository.entries:
+        logger.warning("the repository has no model %r, which the setting default_model names", default)
     gc.collect()
     gc.freeze()  # what lives as long as the service is not searched for garbage again and again
     gc.set_threshold(10_000)  # nor, with each turn of many requests, those in flight

@@ -58,8 +58,10 @@ def _serve(arguments: list[str]) -> int:
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     try:
         return serve(settings)
-    except (DeviceError, KeysError, OSError) as error:
+    except (DeviceError, KeysError) as error:
         return _fail(f"the service does not start: {error}", status=1)
+    except OSError as error:
+        return _fail(f"the service does not start on {settings.host}, port {settings.port}: {error}", status=1)
     except KeyboardInterrupt:  # before uvicorn took the signal over
         return 0
 

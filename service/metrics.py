@@ -199,7 +199,9 @@ FAMILIES = {
     "errorbar_queued_rows": _Family("gauge", "Rows that wait for a run or are in one", _MODEL),
     "errorbar_last_run_timestamp_seconds": _Family("largest", "Unix time of the last run", _MODEL),
     "errorbar_model_info": _Family("largest", "1 for every version that is served", (*_MODEL, "sha256", "device")),
+    "errorbar_failed_versions": _Family("largest", "Versions whose newest file is refused, by model", ("model",)),
     "errorbar_up": _Family("gauge", "Processes that serve", ()),
+    "errorbar_ready": _Family("gauge", "Processes that are ready", ()),
     "runs_by_rows": _Family("hidden", "Runs and their seconds, for the statistics extension", (*_MODEL, "rows")),
 }  # fmt: skip
 """Every metric by name (counters are told with `_total`). Labels are names from the repository or from closed sets."""
@@ -209,13 +211,17 @@ Snapshot = dict[str, list[tuple[list[str], Value]]]
 """By family, labels and value; a histogram's value is its counts, then its sum. It has a JSON form."""
 
 
-def snapshot(service: ServiceMetrics, models: "Iterable[ServedModel]") -> Snapshot:
-    """What one process has counted."""
+def snapshot(
+    service: ServiceMetrics, models: "Iterable[ServedModel]", *, ready: bool, failed_versions: Mapping[str, int]
+) -> Snapshot:
+    """What one process has counted. failed_versions: of every model by name."""
     taken: Snapshot = {name: [] for name in FAMILIES}
     taken["errorbar_rejected"] = [([reason], float(count)) for reason, count in service.rejected.items()]
     taken["errorbar_reloads"] = [([outcome], float(count)) for outcome, count in service.reloads.items()]
     taken["errorbar_in_flight_requests"] = [([], float(service.in_flight))]
     taken["errorbar_up"] = [([], 1.0)]
+    taken["errorbar_ready"] = [([], float(ready))]
+    taken["errorbar_failed_versions"] = [([name], float(count)) for name, count in failed_versions.items()]
     for model in models:
         of = [model.name, str(model.version)]
         counted = model.metrics

@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -19,14 +18,13 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from models.artifact import MODEL_NAME, ArtifactError
+from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
 from service.errors import NotFoundError, UnavailableError
 from service.inference.model import ServedModel
 from service.inference.session import DeviceError
 
 logger = logging.getLogger("service")
 
-MODEL_FILE = "model.onnx"
 LABELS_FILE = "labels.json"
 UNLOADED_FILE = "unloaded"
 """Beside a model's versions, it keeps all of them unloaded: in every process that serves the folder, and after a restart."""
@@ -35,12 +33,11 @@ Load = Callable[[Path, str, int], ServedModel]
 """`load(path, name, version)`; raises ArtifactError or DeviceError with the reason."""
 
 Signature = tuple[int, int, int]
-"""Inode, size and time of change of a file: another one means another file."""
+"""Inode, size and time of change (ctime: nobody can set it back) of a file: another one means another file."""
 
 Identity = tuple[int, int]
 """Device and inode of a folder."""
 
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MISSING_FOLDER_SECONDS = 1.0
 
 
@@ -52,6 +49,8 @@ class Found:
     labels: dict[str, int]
     labels_problem: str | None = None
     unloaded: bool = False
+    touched: int = 0
+    """When a version came or went, or `load` was asked for: ns."""
 
 
 @dataclass
@@ -67,6 +66,10 @@ class Entry:
     """Present, but older than those kept loaded."""
     labels: dict[str, int] = field(default_factory=dict)
     labels_problem: str | None = None
+    touched: int = 0
+    """As it was when what failed was tried last."""
+    awaited: bool = True
+    """Whether the service is not ready without it: not where it came to a service that was ready, and has never served."""
     unloaded_by_hand: bool = False
     """Somebody asked for it, through `Repository.unload`; it keeps nobody from being ready."""
 
@@ -80,20 +83,30 @@ class Repository:
     """The models that are served, kept in step with a folder."""
 
     def __init__(
-        self, path: Path, load: Load, *, loaded_versions: int, rescan_seconds: float, reloads: Counter[str] | None = None
+        self,
+        path: Path,
+        load: Load,
+        *,
+        loaded_versions: int,
+        rescan_seconds: float,
+        reloads: Counter[str] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ):
-        """reloads: counts the files that were taken in (`ok`) or `refused`."""
+        """reloads: counts the files that were taken in (`ok`) or `refused`. stopping: whether to load no more."""
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._load = load
         self._loaded_versions = loaded_versions
         self._rescan_seconds = rescan_seconds
         self._reloads = Counter[str]() if reloads is None else reloads
+        self._stopping = stopping
         self._scanning = asyncio.Lock()
         self._refused_names: set[str] = set()
         self._unreadable: set[str] = set()
         """Names of folders that this process may not read: what is served of them stays."""
         self._waiting_for: str | None = None
+        self._was_ready = False
+        self._watch_problem: str | None = None
         self._identity: Identity | None = None
         """Of the folder that was read last."""
         self._outage: str | None = None
@@ -105,8 +118,8 @@ class Repository:
             if self._outage is not None:
                 what = f"cannot be read ({self._outage})"
             return f"the model repository {self.path} {what}; waiting for <name>/<version>/{MODEL_FILE}"
-        missing = [item for item in sorted(self.entries.items()) if item[1].default is None and not item[1].unloaded_by_hand]
-        reasons = [_not_ready(name, entry) for name, entry in missing]
+        missing = [(name, entry) for name, entry in sorted(self.entries.items()) if entry.awaited and entry.default is None]
+        reasons = [_not_ready(name, entry) for name, entry in missing if not entry.unloaded_by_hand]
         return "; ".join(reasons) or None
 
     def model(self, name: str, *, version: str | None = None, label: str | None = None) -> ServedModel:
@@ -121,7 +134,7 @@ class Repository:
             if label not in entry.labels:
                 raise NotFoundError(f"model {name!r} has no label {label!r}; it has {_listed(sorted(entry.labels), 'none')}")
             number = entry.labels[label]
-        elif version is not None and _VERSION.fullmatch(version):
+        elif version is not None and MODEL_VERSION.fullmatch(version):
             number = int(version)
         else:
             raise NotFoundError(f"{version!r} is no version; versions are whole numbers from 1")
@@ -161,7 +174,10 @@ class Repository:
         await self._rescanned(name)
 
     async def load(self, name: str) -> None:
-        """Take a model into service, and try again what failed. Raises NotFoundError; UnavailableError where none can serve."""
+        """Take a model into service, and try again what failed, in every process that serves the folder.
+
+        Raises NotFoundError; UnavailableError where none can serve.
+        """
         if not MODEL_NAME.fullmatch(name):
             raise NotFoundError(f"{name[:100]!r} is no name of a model")
         try:
@@ -172,9 +188,9 @@ class Repository:
             raise UnavailableError(
                 f"the repository cannot be written, so {name!r} stays as it is ({error.strerror})"
             ) from error
-        entry = self.entries.get(name, Entry())
-        for version in entry.failures:
-            entry.signatures.pop(version, None)
+        with contextlib.suppress(OSError):  # a read-only folder tells no other process
+            os.utime(self.path / name)
+        self.entries.get(name, Entry()).touched = 0
         await self._rescanned(name)
         if self.entry(name).default is None:
             raise UnavailableError(_not_ready(name, self.entries[name]))
@@ -197,7 +213,8 @@ class Repository:
                 del self.entries[name]
                 logger.info("model %s was removed", name)
             for name, folder in found.items():
-                await self._update(name, folder)
+                if not self._stopping():
+                    await self._update(name, folder)
             self._tell_what_is_waited_for()
 
     async def watch(self) -> None:
@@ -205,8 +222,11 @@ class Repository:
         while True:
             try:
                 await self._watch_folder()
-            except Exception:
-                logger.exception("watching %s failed; again in %g s", self.path, self._rescan_seconds)
+            except Exception as error:
+                if str(error) != self._watch_problem:  # such as no inotify instance left
+                    self._watch_problem = str(error)
+                    sentence = "%s cannot be watched (%s): changes are noticed by reading it every %g s"
+                    logger.warning(sentence, self.path, error, self._rescan_seconds, exc_info=True)
                 await asyncio.sleep(self._rescan_seconds)
 
     async def _watch_folder(self) -> None:
@@ -260,7 +280,7 @@ class Repository:
                     continue
                 if versions:
                     labels, problem = _labels(folder / LABELS_FILE)
-                    found[folder.name] = Found(versions, labels, problem, unloaded=unloaded)
+                    found[folder.name] = Found(versions, labels, problem, unloaded=unloaded, touched=_touched(folder))
             elif not folder.name.startswith(".") and folder.name not in self._refused_names:
                 self._refused_names.add(folder.name)
                 logger.warning("%r is left out: a model's name is letters, digits, '.', '_' and '-'", str(folder))
@@ -269,7 +289,11 @@ class Repository:
 
     async def _update(self, name: str, found: Found) -> None:
         """Bring one model in step with its folder."""
-        entry = self.entries.get(name) or Entry()
+        entry = self.entries.get(name) or Entry(awaited=not self._was_ready)
+        if found.touched != entry.touched:
+            entry.touched = found.touched
+            for version in entry.failures:
+                entry.signatures.pop(version, None)
         if found.labels_problem not in (None, entry.labels_problem):
             logger.error("labels of %s stay as they were: %s", name, found.labels_problem)
         entry.labels_problem = found.labels_problem
@@ -295,6 +319,7 @@ class Repository:
         entry.labels = labels
         entry.unloaded = frozenset(found.versions.keys() - kept)
         entry.unloaded_by_hand = found.unloaded
+        entry.awaited = entry.awaited or entry.default is not None
         self.entries[name] = entry
         serving = f"version {entry.default.version} serves" if entry.default else "nothing serves this model"
         for version in refused:
@@ -334,6 +359,7 @@ class Repository:
 
     def _tell_what_is_waited_for(self) -> None:
         waiting_for = self.waiting_for()
+        self._was_ready = self._was_ready or waiting_for is None
         if waiting_for is not None and waiting_for != self._waiting_for:
             logger.warning("not ready: %s", waiting_for)
         self._waiting_for = waiting_for
@@ -367,13 +393,20 @@ def _is_folder(entry: Path) -> bool:
         return False
 
 
+def _touched(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:  # gone since it was listed
+        return 0
+
+
 def _versions(folder: Path) -> dict[int, Signature]:
     versions = {}
     for entry in _folders(folder):
-        if _VERSION.fullmatch(entry.name):
+        if MODEL_VERSION.fullmatch(entry.name):
             try:
                 status = (entry / MODEL_FILE).stat()
-                versions[int(entry.name)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+                versions[int(entry.name)] = (status.st_ino, status.st_size, status.st_ctime_ns)
             except FileNotFoundError:  # no model file, or gone since the folder was listed
                 continue
             except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason

@@ -3,11 +3,15 @@
 A key is 256 random bits, so one round of SHA-256 hides it; slow hashes are for what people think up.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -161,16 +165,30 @@ def add_key(path: Path, *, name: str, scopes: frozenset[KeyScope]) -> str:
 
     Raises KeysError where the file is bad or holds a key of that name.
     """
-    keys = read_keys(path) if path.exists() else []
-    if any(key.name == name for key in keys):
-        raise KeysError(f"{path} has a key named {name!r}; take another name, or remove that one from the file first")
     key = _PREFIX + secrets.token_urlsafe(32)
     try:
         added = Key(name=name, sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=scopes)
     except ValidationError as error:
         raise KeysError(f"a key's name has 1 to 100 characters, not {len(name)}") from error
-    write_atomically(_File(keys=[*keys, added]).model_dump_json(indent=2).encode() + b"\n", path.resolve())
+    file = path.resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file.parent):  # of two keys made at once, one would be printed and forgotten
+        keys = read_keys(path) if path.exists() else []
+        if any(one.name == name for one in keys):
+            raise KeysError(f"{path} has a key named {name!r}; take another name, or remove that one from the file first")
+        write_atomically(_File(keys=[*keys, added]).model_dump_json(indent=2).encode() + b"\n", file)
     return key
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _presented(scope: Scope) -> bytes | None:
@@ -183,4 +201,4 @@ def _signature(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_ctime_ns

@@ -4,9 +4,11 @@ import asyncio
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from functools import partial
 from types import FrameType
@@ -26,6 +28,10 @@ logger = logging.getLogger("service")
 
 _CHECK_TICKS = 5
 _LAST_ACCEPT_SECONDS = 0.05
+_LAST_THREAD_SECONDS = 3.0
+"""A thread that waits for a file system which does not answer keeps the process no longer."""
+_OTHER_FILES = 100
+"""Open files that are no connections, and those that are being refused."""
 _SWITCH_SECONDS = 0.0005
 """The event loop and the threads of large requests wait for each other so long at most; Python's default is ten times that."""
 
@@ -62,6 +68,9 @@ class DrainingServer(uvicorn.Server):
                     same.listen(0)  # no more than one can queue up from here on
         await asyncio.sleep(_LAST_ACCEPT_SECONDS)
         await super().shutdown(sockets)
+        last = threading.Timer(_LAST_THREAD_SECONDS, os._exit, [0])
+        last.daemon = True
+        last.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Called every 0.1 s."""
@@ -93,7 +102,7 @@ def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCou
 
 def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = None) -> int:
     state: ServiceState = app.state.service
-    limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=settings.max_connections)
+    limits = ConnectionLimits(request_seconds=settings.request_seconds, connections=_most_connections(settings))
     connection = partial(
         Connection, limits=limits, metrics=state.metrics, draining=lambda: state.draining, direct=app.state.direct
     )
@@ -115,6 +124,23 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
     server = DrainingServer(config, state)
     server.run(sockets=None if listening is None else [listening])
     return 0 if server.started else 1
+
+
+def _most_connections(settings: Settings) -> int:
+    """How many connections may be open: beyond what the process may open, they would be reset without a word."""
+    wanted = settings.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings.max_connections
+    most = max(1, soft - _OTHER_FILES)
+    logger.warning(
+        "at most %d connections, not %d (setting max_connections): this process may open %d files (ulimit -n)",
+        most, settings.max_connections, soft,
+    )  # fmt: skip
+    return most
 
 
 def _end_at_hangup() -> None:

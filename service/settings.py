@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DevicePolicy = Literal["cpu", "cuda", "prefer-cuda"]
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     workers: Count = 1
     """Processes that serve the port, each with its own models in memory; one that dies is replaced."""
 
-    default_model: str | None = None
+    default_model: Annotated[str, Field(min_length=1)] | None = None
     """Model of the routes that name none (/invocations, Vertex AI's); default: the only one of the repository."""
 
     keys: Path | None = None
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     requests only."""
     loaded_versions: Count = 10
     """Versions of a model kept loaded: the newest this many; those that a label names are always kept."""
-    rescan_seconds: SomeSeconds = 10.0
+    rescan_seconds: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Changes of the repository are noticed at once where the file system tells of them; it is also read this often."""
 
     max_body_bytes: Count = 16 * 1024 * 1024
@@ -104,6 +104,13 @@ class Settings(BaseSettings):
     def vertex_health_route(self) -> str | None:
         """The path that Vertex AI asks a container for its health at."""
         return os.environ.get("AIP_HEALTH_ROUTE")
+
+    @field_validator("repository", "keys", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("is empty, which would be the folder that this is started in; give a path, or leave it out")
+        return value
 
     @model_validator(mode="after")
     def _sizes_fit_together(self) -> Self:

@@ -66,7 +66,8 @@ class ServiceState:
 
     def own_snapshot(self) -> Snapshot:
         """What this process has counted."""
-        return snapshot(self.metrics, self.models())
+        failed = {name: len(entry.failures) for name, entry in self.repository.entries.items()}
+        return snapshot(self.metrics, self.models(), ready=self.not_ready() is None, failed_versions=failed)
 
 
 def state_of(connection: HTTPConnection) -> ServiceState:

@@ -52,4 +52,4 @@ def _details(scope: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if route is not None:
         named = {f"errorbar.{key}": value for key, value in route.names.items() if value is not None}
         return f"{method} {route.protocol.name}", named
-    return f"{method} {scope['path'].split('/')[1][:20] or '/'}", {}
+    return f"{method} {scope['path'].lstrip('/').partition('/')[0][:20] or '/'}", {}

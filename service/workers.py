@@ -6,6 +6,7 @@ dies is replaced. The parent serves nothing.
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -32,6 +33,8 @@ SHARE_SECONDS = 1.0
 _LASTING = frozenset(name for name, family in FAMILIES.items() if family.kind in ("counter", "histogram", "hidden"))
 _ENDED = "ended.json"
 _CANNOT_START = 3
+_KILL_SECONDS = 6.0
+"""After the time that a worker may take to end."""
 _SOON_SECONDS = 10.0
 _MOST_SOON = 5
 """Where so many in a row have ended within _SOON_SECONDS of their start, the next would too."""
@@ -87,13 +90,16 @@ class _Supervisor:
         self._spawn = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._stopping = threading.Event()
+        self._last = math.inf
+        """When workers that have not ended are killed."""
         self._begun: dict[str, float] = {}
         self._ended_soon = 0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        logger.info("%d workers serve http://%s:%d", self._settings.workers, host, self._settings.port)
         resource_tracker.ensure_running()  # not by the first start, as it unblocks SIGINT
         try:
             for place in range(self._settings.workers):
@@ -104,6 +110,8 @@ class _Supervisor:
         status = 0
         while alive := [process for process in self._processes if process.is_alive()]:
             connection.wait([process.sentinel for process in alive], timeout=1.0)
+            if time.monotonic() > self._last:
+                _kill(alive)
             for place, process in enumerate(self._processes):
                 if process.exitcode is None:
                     continue
@@ -150,11 +158,19 @@ class _Supervisor:
 
     def _end(self, *_: object) -> None:
         """End all workers, on a signal or without; Ctrl-C reaches those that serve by itself."""
+        if not self._stopping.is_set():
+            self._last = time.monotonic() + self._settings.drain_seconds + self._settings.shutdown_seconds + _KILL_SECONDS
         self._stopping.set()
         for process in self._processes:
             if process.pid is not None and process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
+
+
+def _kill(late: list[BaseProcess]) -> None:
+    logger.error("%d workers have not ended in time, and are killed", len(late))
+    for process in late:
+        process.kill()
 
 
 def _work(settings: Settings, folder: Path) -> None:

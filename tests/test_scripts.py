@@ -109,3 +109,27 @@ def test_a_signal_ends_the_training_and_leaves_nothing_and_nothing_is_published(
             with suppress(ProcessLookupError):
                 os.kill(fit, signal.SIGKILL)
     assert list(work.iterdir()) == []
+
+
+def test_the_environment_is_the_one_of_this_folder_whatever_cdpath_says(tmp_path):
+    other = tmp_path / "other"
+    for folder in (tmp_path, other):
+        python = folder / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text("#!/bin/sh\n")
+        python.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    script = f". {SCRIPTS}/environment.sh; ensure_environment training; command -v python"
+    environment = {**os.environ, "CDPATH": f"{other}:.", "PYTHON": sys.executable}
+    environment.pop("VENV", None)
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/.venv/bin/python\n"
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path):
+    script = f". {SCRIPTS}/environment.sh; ensure_environment training"
+    environment = {**os.environ, "PYTHON": "no-python"}
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "errorbar needs Python 3.11 or newer; there is no no-python. Set PYTHON to where it is.\n"

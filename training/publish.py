@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from models.artifact import MODEL_NAME, ArtifactError, open_model
+from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError, open_model
 
 _UNFINISHED = ".publishing-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -28,11 +28,11 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
     unfinished = _unfinished_folder(folder)
     try:
         _remove_abandoned(folder)
-        _copy_to_disk(model, unfinished / "model.onnx")
+        _copy_to_disk(model, unfinished / MODEL_FILE)
         report = model.with_suffix(".html")
         if report.exists():
             _copy_to_disk(report, unfinished / "report.html")
-        _verify(unfinished / "model.onnx", source=model)
+        _verify(unfinished / MODEL_FILE, source=model)
         unfinished.chmod(0o755)  # mkdtemp makes it private; a service under another user must read it
         _flush_folder(unfinished)
         final = _renamed_to_next_version(unfinished, folder)
@@ -42,12 +42,12 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
             folder.rmdir()
         raise
     _flush_folder(folder)
-    return final / "model.onnx"
+    return final / MODEL_FILE
 
 
 def versions(folder: Path) -> list[int]:
     """The published versions in a model's folder, ascending."""
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.name[0] != "0")
+    return sorted(int(entry.name) for entry in folder.iterdir() if MODEL_VERSION.fullmatch(entry.name))
 
 
 def _unfinished_folder(folder: Path) -> Path:
@@ -60,6 +60,8 @@ def _unfinished_folder(folder: Path) -> Path:
 def _renamed_to_next_version(unfinished: Path, folder: Path) -> Path:
     version = max(versions(folder), default=0) + 1
     while True:
+        if not MODEL_VERSION.fullmatch(str(version)):
+            raise ArtifactError(f"{folder}: holds version {version - 1}, and no service reads a higher one; remove that folder")
         try:
             return unfinished.rename(folder / str(version))
         except OSError:

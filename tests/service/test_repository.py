@@ -13,7 +13,7 @@ from service import repository as module
 from service.errors import NotFoundError, UnavailableError
 from service.inference.batcher import RunLimits
 from service.inference.model import load_model
-from service.inference.session import Device
+from service.inference.session import Device, DeviceError
 from service.repository import Repository
 from tests.model_files import write_formula_model
 from training.publish import publish
@@ -490,3 +490,62 @@ async def test_a_model_may_be_loaded_again_while_its_file_is_looked_at(repositor
     write_version(repository, 2)
     await models.rescan()
     assert models.entries["m"].failures[2] == "cannot be read"
+
+
+async def test_a_file_of_the_same_size_and_date_in_the_same_place_is_another(repository):
+    path = repository / "m" / "1" / "model.onnx"
+    os.utime(path, ns=(0, 0))
+    models = await scanned(repository)
+    before, data = models.model("m"), path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(0, 0))
+    await models.rescan()
+    assert models.model("m") is not before
+
+
+async def test_load_tries_again_what_failed_in_every_process(repository):
+    trouble = True
+
+    def loading(path, name, version):
+        if trouble:
+            raise DeviceError("out of memory")
+        return load(path, name, version)
+
+    own, other = [Repository(repository, loading, loaded_versions=10, rescan_seconds=10) for _ in range(2)]
+    for models in (own, other):
+        await models.rescan()
+        assert models.entry("m").failures == {1: "out of memory"}
+    trouble = False
+    await other.rescan()
+    assert other.entry("m").failures == {1: "out of memory"}, "nothing asks for it"
+    await own.load("m")
+    await other.rescan()
+    assert own.model("m").version == other.model("m").version == 1
+
+
+async def test_a_new_model_that_cannot_be_served_does_not_make_a_ready_service_unready(repository):
+    models = await scanned(repository)
+    bad = repository / "new" / "1" / "model.onnx"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"no model")
+    await models.rescan()
+    assert models.entry("new").failures
+    assert models.waiting_for() is None
+    assert "model 'new' has no version" in (await scanned(repository)).waiting_for(), "one that starts waits for all"
+    write_formula_model(bad)
+    await models.rescan()
+    assert models.model("new").version == 1
+
+
+async def test_nothing_more_is_loaded_once_the_service_ends(repository):
+    write_formula_model(repository / "n" / "1" / "model.onnx")
+    loaded = []
+
+    def loading(path, name, version):
+        loaded.append(name)
+        return load(path, name, version)
+
+    models = Repository(repository, loading, loaded_versions=10, rescan_seconds=10, stopping=lambda: bool(loaded))
+    await models.rescan()
+    assert loaded == ["m"]

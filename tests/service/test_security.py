@@ -1,7 +1,9 @@
 import hashlib
 import json
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -107,6 +109,16 @@ def test_a_key_is_added_to_the_file_behind_a_link(file, tmp_path):
     key = add_key(link, name="one", scopes=frozenset(["predict"])).encode()
     assert link.is_symlink()
     Keys(file).check(key, "predict")
+
+
+def test_keys_made_at_once_are_all_in_the_file_which_keeps_its_permissions(file):
+    add_key(file, name="first", scopes=frozenset(["predict"]))
+    file.chmod(0o640)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: add_key(file, name=f"key {number}", scopes=frozenset(["predict"])), range(16)))
+    assert {key.name for key in read_keys(file)} == {"first", *(f"key {number}" for number in range(16))}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
 
 def test_a_service_with_a_bad_file_does_not_start(file, repository):

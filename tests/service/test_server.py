@@ -240,3 +240,40 @@ def test_the_service_imports_nothing_of_training():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+_BEFORE = "from service.cli import main; raise SystemExit(main())"
+
+
+def test_more_connections_than_files_may_be_open_are_refused_in_a_sentence(start, repository):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150)); "
+    process = start(repository, program=("-c", limit + _BEFORE))
+    told = "at most 50 connections, not 10000 (setting max_connections): this process may open 150 files (ulimit -n)"
+    assert any(told in line for line in process.log)
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(connected(process))
+        one_more = stack.enter_context(connected(process))
+        assert b"overloaded: 50 connections are open" in one_more.recv(65536)
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(start, repository):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (150, 400)); "
+    process = start(repository, "--max-connections", "200", program=("-c", limit + _BEFORE))
+    with contextlib.ExitStack() as stack:
+        for _ in range(199):
+            stack.enter_context(connected(process))
+        assert httpx.get(f"{process.url}/v2").status_code == 200
+    assert not any("at most" in line for line in process.log)
+
+
+def test_a_volume_that_does_not_answer_does_not_keep_the_service_from_ending(start, tmp_path):
+    write_formula_model(tmp_path / "model.onnx")
+    repository = tmp_path / "repository"
+    slow = "import pathlib, time; pathlib.Path.read_bytes = lambda path: time.sleep(60); "
+    process = start(repository, "--shutdown-seconds", "1", program=("-c", slow + _BEFORE))
+    publish(tmp_path / "model.onnx", repository, name="m")
+    began = time.monotonic()
+    time.sleep(1.5)  # until the service reads it
+    assert process.stop() == 0
+    assert time.monotonic() - began < 15

@@ -93,3 +93,18 @@ async def test_the_service_is_named_as_the_variables_say(repository, collector, 
         await service.http.get("/v1/models")
     (resource,) = [resource.resource for _, request in collector for resource in request.resource_spans]
     assert {item.key: item.value.string_value for item in resource.attributes}["service.name"] == name
+
+
+async def test_a_request_for_the_whole_server_is_traced_like_others(repository, collector):
+    sent = []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    async with running(repository) as service:
+        scope = {"type": "http", "method": "OPTIONS", "path": "*", "headers": [], "query_string": b"", "client": None}
+        await service.app(scope, receive, send)
+    assert sent[0]["status"] == 404

@@ -155,6 +155,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_counts_stay(repository, sta
     assert service.stop() == 0
 
 
+def test_a_worker_that_does_not_end_is_killed(repository, start_two):
+    service = start_two(repository, "--shutdown-seconds", "1")
+    stopped = service.children()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    assert service.stop() == signal.SIGKILL
+    assert any("1 workers have not ended in time, and are killed" in line for line in service.log)
+
+
 def test_workers_end_with_their_parent(repository, start_two):
     service = start_two(repository)
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
@@ -180,7 +188,7 @@ def test_a_port_in_use_is_said_at_start(repository):
         taken.listen()
         ended = end("--repository", str(repository), "--port", str(taken.getsockname()[1]))
     assert ended.returncode == 1
-    assert "the service does not start: " in ended.stderr
+    assert "the service does not start on 127.0.0.1, port " in ended.stderr
     assert "in use" in ended.stderr
 
 

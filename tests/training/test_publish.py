@@ -248,3 +248,14 @@ def test_a_full_disk_is_no_fault_of_the_model_and_leaves_nothing(model, tmp_path
     with pytest.raises(OSError, match="No space left"):
         publish(model, tmp_path / "repository", name="sine")
     assert entries(tmp_path / "repository") == []
+
+
+def test_a_version_that_no_service_would_read_is_not_published(tmp_path):
+    write_formula_model(tmp_path / "model.onnx")
+    highest = tmp_path / "repository" / "m" / ("9" * 18)
+    highest.mkdir(parents=True)
+    (tmp_path / "repository" / "m" / ("9" * 20)).mkdir()
+    with pytest.raises(ArtifactError, match=f"holds version {'9' * 18}, and no service reads a higher one"):
+        publish(tmp_path / "model.onnx", tmp_path / "repository", name="m")
+    highest.rmdir()
+    assert publish(tmp_path / "model.onnx", tmp_path / "repository", name="m").parent.name == "1"

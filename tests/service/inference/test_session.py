@@ -84,7 +84,7 @@ def test_data_outside_of_the_file_is_not_read(tmp_path, monkeypatch, absolute, r
     model = graph(onnx.helper.make_node("Add", ["x", "w"], ["y"]), [outside])
     with pytest.raises(DeviceError, match="cannot load the model"):
         Session(model, Device("cpu", 1))
-    with pytest.raises(Exception, match="External data path|escapes"):
+    with pytest.raises(Exception, match="External data path"):
         cpu_session(model)
 
 

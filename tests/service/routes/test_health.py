@@ -2,6 +2,7 @@ import pytest
 
 from tests.model_files import write_formula_model
 from tests.service.conftest import running
+from tests.service.live import read
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +37,23 @@ async def test_one_model_that_cannot_answer_makes_the_service_not_ready(reposito
     assert (good.status_code, good.json()) == (200, {"name": "m", "ready": True})
     assert (bad.status_code, bad.json()["ready"]) == (503, False)
     assert (none.status_code, none.json()) == (404, {"error": "there is no model 'x'; there is m, n"})
+
+
+async def test_a_broken_model_is_told_to_prometheus_as_long_as_it_is_broken(repository):
+    async with running(repository) as service:
+        bad = repository / "n" / "1" / "model.onnx"
+        bad.parent.mkdir(parents=True)
+        bad.touch()
+        await service.state.repository.rescan()
+        assert (await service.http.get("/v2/health/ready")).status_code == 200
+        page = read((await service.http.get("/metrics")).text)
+        assert (page["errorbar_failed_versions", "n"], page["errorbar_failed_versions", "m"]) == (1, 0)
+        assert (page["errorbar_up",], page["errorbar_ready",]) == (1, 1)
+        write_formula_model(bad)
+        await service.state.repository.rescan()
+        service.state.draining = True
+        page = read((await service.http.get("/metrics")).text)
+        assert (page["errorbar_failed_versions", "n"], page["errorbar_ready",]) == (0, 0)
 
 
 async def test_a_version_is_ready_by_itself(repository):
