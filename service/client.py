@@ -11,7 +11,8 @@ service has keys: `Client(url, key=...)`.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 from urllib.parse import quote
 
@@ -19,10 +20,15 @@ import httpx
 import orjson
 
 Row = Mapping[str, Any] | Sequence[Any]
-"""A row: values by feature name, or all values in the model's order. NaN and None are missing; NumPy values are welcome."""
+"""A row: values by feature name, or all values in the model's order. None, NaN and NaT are missing; NumPy is welcome."""
 
 Answer = dict[str, Any]
 
+Rows = Sequence[Row] | Any
+"""Rows, or a table of Arrow, Polars or pandas, whose columns are called as the features are."""
+
+_TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts", {}), ("to_dict", {"orient": "records"}))
+"""How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
@@ -77,7 +83,7 @@ class Client:
     def predict(
         self,
         model: str,
-        rows: Sequence[Row],
+        rows: Rows,
         *,
         version: int | str | None = None,
         label: str | None = None,
@@ -148,7 +154,7 @@ class AsyncClient:
     async def predict(
         self,
         model: str,
-        rows: Sequence[Row],
+        rows: Rows,
         *,
         version: int | str | None = None,
         label: str | None = None,
@@ -222,29 +228,71 @@ def _model_path(model: str, version: int | str | None, label: str | None) -> str
     return path if label is None else f"{path}/labels/{quote(label, safe='')}"
 
 
-def _body(rows: Sequence[Row], options: PredictOptions) -> bytes:
-    instances = [row.tolist() if hasattr(row, "tolist") else row for row in rows]  # of NumPy, in whatever order in memory
-    for number, row in enumerate(instances):
-        if _holds(row.values() if isinstance(row, Mapping) else row, math.isinf):
-            raise ErrorbarError(f"row {number} holds infinity, which is no number of JSON; a missing value is None or NaN")
+def _body(rows: Rows, options: PredictOptions) -> bytes:
+    request = {"instances": [_row(row, number) for number, row in enumerate(_rows(rows))], **options}
     for name in ("coverage", "quantiles", "thresholds"):
-        given: Any = options.get(name)
-        if _holds([given] if isinstance(given, float) else given, lambda value: not math.isfinite(value)):
-            raise ErrorbarError(f"{name} holds {given!r}, which is no number of JSON")
-    request = {"instances": instances, **options}
+        given = request.get(name)
+        if hasattr(given, "tolist"):
+            request[name] = given = given.tolist()
+        for value in given if isinstance(given, Sequence) else [given]:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ErrorbarError(f"{name} holds {given!r}, which is no number of JSON")
     try:
-        return orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
+        return orjson.dumps(request, _plain, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
     except orjson.JSONEncodeError as error:
-        raise ErrorbarError(f"the request cannot be written as JSON: {error}") from error
+        raise ErrorbarError(f"the request cannot be written as JSON: {error.__cause__ or error}") from error
 
 
-def _holds(values: object, condition: Callable[[float], bool]) -> bool:
-    """Whether some float among these, or float of NumPy, meets a condition."""
-    return isinstance(values, Iterable) and any(
-        condition(value)
-        for value in values
-        if isinstance(value, float) or (getattr(value, "ndim", None) == 0 and value.dtype.kind == "f")
-    )
+def _rows(given: Any) -> Iterable[Any]:
+    """The rows of a table; what is none is rows already."""
+    if hasattr(given, "columns"):
+        for method, options in _TABLES:
+            if hasattr(given, method):
+                rows: list[Any] = getattr(given, method)(**options)
+                return rows
+    if isinstance(given, Mapping | str) or not isinstance(given, Iterable):
+        raise ErrorbarError(f"the rows are one {type(given).__name__}; give a list of rows, or a table")
+    return given
+
+
+def _row(row: Any, number: int) -> Any:
+    """A row with values that JSON has, by name where it has names."""
+    for method in ("_asdict", "to_dict"):  # of a named tuple; of a Series
+        if hasattr(row, method):
+            row = getattr(row, method)()
+    dtype = getattr(row, "dtype", None)
+    if dtype is not None and dtype.names:
+        row = {name: row[name] for name in dtype.names}
+    elif dtype is not None and dtype.kind not in "mM":  # NumPy makes numbers of times
+        row = row.tolist()
+    if isinstance(row, Mapping):
+        return {name: _value(value, number) for name, value in row.items()}
+    return [_value(value, number) for value in row] if isinstance(row, Iterable) and not isinstance(row, str) else row
+
+
+def _value(value: Any, number: int) -> Any:
+    if isinstance(value, str | int | None):
+        return value
+    kind = value.dtype.kind if getattr(value, "ndim", None) == 0 else ""
+    if (isinstance(value, float) or kind == "f") and math.isinf(value):
+        raise ErrorbarError(f"row {number} holds infinity, which is no number of JSON; a missing value is None or NaN")
+    no_time = kind in ("m", "M") and value != value
+    return None if no_time or type(value).__name__ in ("NaTType", "NAType") else value
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not know, in types that it knows."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if hasattr(value, "to_pydatetime"):  # pandas
+        return value.to_pydatetime(warn=False)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")
 
 
 def _answer(response: httpx.Response) -> Answer:
@@ -257,7 +305,7 @@ def _answer(response: httpx.Response) -> Answer:
     if response.is_success and isinstance(content, dict):
         return content
     known = content if isinstance(content, dict) else {}
-    sentence = known.get("error") or f"{response.url} answered {response.status_code}, and not in errorbar's form"
+    sentence = known.get("error") or f"{_shown(response.url)} answered {response.status_code}, and not in errorbar's form"
     raise ErrorbarError(sentence, status=response.status_code, details=known.get("details") or (), request_id=request_id)
 
 
@@ -278,4 +326,9 @@ def _give_up_after(end: float, timeout: float, error: ErrorbarError) -> None:
 
 
 def _not_reached(url: httpx.URL, error: Exception) -> NoReturn:
-    raise ErrorbarError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+    raise ErrorbarError(f"{_shown(url)} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _shown(url: httpx.URL) -> str:
+    """An address without the password that it may hold."""
+    return str(url.copy_with(userinfo=b"") if url.userinfo else url)

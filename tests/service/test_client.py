@@ -1,11 +1,17 @@
 """The client against the application in process, and against answers that no errorbar gives."""
 
 import asyncio
-from datetime import datetime
+from collections import UserDict, deque
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import NamedTuple
 
 import httpx
 import numpy as np
 import orjson
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from service.client import AsyncClient, Client, ErrorbarError
@@ -167,6 +173,100 @@ def test_arrays_of_numpy_in_whatever_order_in_memory_are_rows():
     assert orjson.loads(seen[-1].content)["instances"] == [{"when": "2022-01-01T00:00:00+00:00", "a": [1.0, 2.0]}]
 
 
+NOON = datetime(2022, 1, 1, 12, tzinfo=UTC)
+AT_NOON = np.datetime64("2022-01-01T12:00:00", "ns")
+TABLE = {"a": [1.0, None], "when": [NOON, None], "colour": ["red", None]}
+
+
+class Named(NamedTuple):
+    a: float
+    when: datetime
+
+
+class Frame:
+    """What the client uses of a DataFrame of pandas; each column is told by iteration."""
+
+    columns = tuple(TABLE)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return pl.DataFrame(TABLE).to_dicts()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [pl.DataFrame(TABLE), pa.table(TABLE), pa.table(TABLE).to_batches()[0], Frame()],
+    ids=["polars", "arrow", "batch", "pandas"],
+)
+def test_tables_are_rows_by_name(table):
+    client, seen = answering(200, b"{}")
+    client.predict("m", table)
+    first, second = orjson.loads(seen[0].content)["instances"]
+    assert datetime.fromisoformat(first.pop("when")) == NOON
+    assert (first, second) == ({"a": 1.0, "colour": "red"}, {"a": None, "when": None, "colour": None})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"a": np.array(1.0), "when": AT_NOON},
+        MappingProxyType({"a": Decimal("1.0"), "when": NOON}),
+        UserDict(a=1.0, when=AT_NOON.astype("M8[s]")),
+        Named(1.0, NOON),
+        np.array([(1.0, AT_NOON)], dtype=[("a", "f8"), ("when", "M8[ns]")])[0],
+        np.rec.array([(1.0, AT_NOON)], dtype=[("a", "f8"), ("when", "M8[ns]")])[0],
+    ],
+    ids=lambda row: type(row).__name__,
+)
+def test_rows_of_every_kind_that_has_names(row):
+    client, seen = answering(200, b"{}")
+    client.predict("m", [row])
+    (sent,) = orjson.loads(seen[0].content)["instances"]
+    assert datetime.fromisoformat(sent.pop("when")) == NOON
+    assert sent == {"a": 1.0}
+
+
+@pytest.mark.parametrize("row", [deque([1.0, NOON]), np.array([AT_NOON, AT_NOON])], ids=lambda row: type(row).__name__)
+def test_rows_without_names(row):
+    client, seen = answering(200, b"{}")
+    client.predict("m", [row])
+    (sent,) = orjson.loads(seen[0].content)["instances"]
+    assert datetime.fromisoformat(sent[1]) == NOON
+
+
+@pytest.mark.parametrize("unit", ["", "ns", "us", "ms", "s", "D"])
+def test_no_time_is_missing_and_no_date_of_another_century(unit):
+    client, seen = answering(200, b"{}")
+    nothing = np.datetime64("NaT", unit) if unit else np.datetime64("NaT")
+    client.predict("m", [{"when": nothing}, [nothing], np.array([nothing])])
+    assert orjson.loads(seen[0].content)["instances"] == [{"when": None}, [None], [None]]
+
+
+@pytest.mark.parametrize("rows", [{"a": 1.0}, "ab", 5, None])
+def test_what_is_one_row_is_told_that_rows_are_a_list(rows):
+    client, seen = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match=f"the rows are one {type(rows).__name__}; give a list of rows, or a table"):
+        client.predict("m", rows)
+    assert seen == []
+
+
+def test_options_may_be_arrays():
+    client, seen = answering(200, b"{}")
+    client.predict("m", [[1.0]], coverage=np.linspace(0.1, 0.9, 9)[::4], thresholds=np.float32(2), quantiles=np.array(0.5))
+    sent = orjson.loads(seen[0].content)
+    assert (sent["coverage"], sent["thresholds"], sent["quantiles"]) == ([0.1, 0.5, 0.9], 2.0, 0.5)
+    assert "samples" not in sent
+
+
+def test_a_password_in_an_address_is_not_shown():
+    with Client("http://user:secret@127.0.0.1:9/at") as client, pytest.raises(ErrorbarError) as caught:
+        client.models()
+    assert str(caught.value).startswith("http://127.0.0.1:9/at/ cannot be reached: ")
+
+
 @pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf")])
 def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
     client, seen = answering(200, b"{}")
@@ -174,7 +274,7 @@ def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
         with pytest.raises(ErrorbarError, match="row 1 holds infinity"):
             client.predict("m", rows)
     for option in ("coverage", "quantiles", "thresholds"):
-        for given in (float("nan"), [0.5, float(value)]):
+        for given in (float("nan"), [0.5, float(value)], np.float32("nan"), np.array([0.5, value]), value):
             with pytest.raises(ErrorbarError, match=f"{option} holds .*, which is no number of JSON"):
                 client.predict("m", [[1.0]], **{option: given})
     assert seen == []
