@@ -185,7 +185,7 @@ FAMILIES = {
         "counter", "Time of requests, by phase: answered and refused in all; read, run and write of those answered",
         (*_MODEL, "phase"),
     ),
-    "errorbar_request_duration_seconds": _Family("histogram", "From the first byte read to the answer", _MODEL, DURATIONS),
+    "errorbar_request_duration_seconds": _Family("histogram", "From a request's last byte to its answer", _MODEL, DURATIONS),
     "errorbar_queue_duration_seconds": _Family("histogram", "Waiting for a run", _MODEL, DURATIONS),
     "errorbar_run_duration_seconds": _Family("histogram", "One run of a model", _MODEL, DURATIONS),
     "errorbar_run_rows": _Family("histogram", "Rows of one run", _MODEL, ROWS),

@@ -198,7 +198,7 @@ def _feature_schema(column: Column) -> dict[str, Any]:
             schema: dict[str, Any] = {"type": ["string", "integer", "null"] if column.integer else ["string", "null"]}
             expected = listed
         case "boolean":
-            schema, expected = {"type": ["boolean", "number", "null"]}, "true or false, or 1 or 0"
+            schema, expected = {"enum": [True, False, 1, 0, "true", "false", "yes", "no", None]}, "texts in upper or lower case"
         case "datetime":
             schema, expected = (
                 {"type": ["string", "number", "null"]},

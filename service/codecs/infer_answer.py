@@ -103,7 +103,14 @@ def _datatype(array: NDArray[Any]) -> str:
 
 
 def _warnings(request: InferRequest) -> str:
-    """All warnings as one text, parameters being scalars."""
-    text = "; ".join(f"row {row}: {', '.join(sentences)}" for row, sentences in request.warnings.items())
-    more = request.unusual_rows - len(request.warnings)
-    return text[:_MOST_PARAMETERS_TEXT] + (f"; and {more} more rows" if more > 0 else "")
+    """All warnings as one text, parameters being scalars: of the first row at least, and of others whole or not at all."""
+    told: list[str] = []
+    length = 0
+    for row, sentences in request.warnings.items():
+        text = f"row {row}: {', '.join(sentences)}"
+        length += len(text)
+        if told and length > _MOST_PARAMETERS_TEXT:
+            break
+        told.append(text[:_MOST_PARAMETERS_TEXT])
+    more = request.unusual_rows - len(told)
+    return "; ".join(told) + (f"; and {more} more rows" if more > 0 else "")

@@ -87,7 +87,7 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
 
 
 def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
-    """The query as the options of a JSON request: numbers with commas between are an array."""
+    """The query as the options of a JSON request: numbers with commas between are an array, each a column of its own."""
     options: dict[str, Any] = {}
     for name, text in _pairs(query):
         if name not in OPTIONS:
@@ -96,7 +96,7 @@ def _options(query: bytes, problems: list[Problem]) -> dict[str, Any]:
         elif name in options:
             problems.append(Problem(f"{name!r} stands twice in the query; put commas between its values"))
         else:
-            values = [_option(part.strip()) for part in text.split(",")] if text.strip() else []
+            values = [*dict.fromkeys(_option(part.strip()) for part in text.split(","))] if text.strip() else []
             single = len(values) == 1 and name in ("samples", "seed", "strict")
             options[name] = values[0] if single else values
     return options
@@ -279,3 +279,10 @@ FORMATS: dict[bytes, Format] = {
     b"application/vnd.apache.arrow.stream": Format(_count_arrow, _write_arrow, dense=True),
 }
 """By media type. Everything else is taken for JSON."""
+OTHER_NAMES = {
+    b"application/csv": b"text/csv",
+    b"application/ndjson": b"application/x-ndjson",
+    b"application/jsonlines": b"application/jsonl",  # SageMaker's
+    b"application/x-jsonlines": b"application/jsonl",
+}
+"""Of the same formats. The answer has the usual name."""

@@ -85,6 +85,7 @@ class Predictions:
             if (length_of(header(scope, b"content-length")) or 0) > LARGE_BYTES:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await receive_body(scope, receive, limit=self._state.settings.max_body_bytes, held=held)
+            work.arrived()
             long = encoding_of(scope) is not None or route.protocol.reading_takes_long(model, scope, body)
             asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
             del body
@@ -190,6 +191,10 @@ class _Work:
             raise MethodNotAllowedError(f"{method} is not allowed here; use POST", headers={"Allow": "POST"})
         self._model = model = self._state.repository.model(**names) if names else self._state.default_model()
         return model
+
+    def arrived(self) -> None:
+        """The body is here whole: what it takes a client to send is no matter of the model's."""
+        self._started = time.perf_counter()
 
     def hand_over(self) -> None:
         """The request goes another way, which counts it."""

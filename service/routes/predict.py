@@ -6,7 +6,7 @@ from starlette.types import Scope
 
 from service.codecs.clouds import as_v1
 from service.codecs.rows import Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
-from service.codecs.tables import FORMATS, read_table, refuse_options
+from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
 from service.inference.batcher import Part
 from service.inference.model import ServedModel
 from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
@@ -65,6 +65,7 @@ def _media_type(scope: Scope) -> bytes:
     if given is None or given == JSON:
         return JSON
     base = given.partition(b";")[0].strip().lower()
+    base = OTHER_NAMES.get(base, base)
     return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
 
 

@@ -1,5 +1,7 @@
 import asyncio
+import time
 
+import httpx
 import numpy as np
 import orjson
 import pytest
@@ -11,7 +13,8 @@ from service.metrics import DURATIONS, FAMILIES, Histogram, ModelMetrics, merged
 from service.security import add_key
 from tests.model_files import MIXED, write_formula_model
 from tests.service.conftest import running, slowed
-from tests.service.live import read
+from tests.service.live import HEAD, answers, connected, read
+from tests.service.live import ROW as TEXT
 
 ROW = {"instances": [[1, 2]]}
 
@@ -259,3 +262,16 @@ async def test_metrics_of_a_version_go_with_it(tmp_path):
         (tmp_path / "mixed" / "1" / "model.onnx").unlink()
         await service.state.repository.rescan()
         assert not [key for key in await metrics(service) if "mixed" in key]
+
+
+def test_the_duration_of_a_request_begins_when_it_is_here(repository, start):
+    service = start(repository)
+    for more in (b"", b"Content-Type: text/plain\r\n"):  # without and with ASGI
+        with connected(service) as client:
+            client.sendall(HEAD % len(TEXT) + more + b"\r\n" + TEXT[:-1])
+            time.sleep(0.5)
+            client.sendall(TEXT[-1:])
+            assert answers(client, 1)[0][0] == 200
+    told = read(httpx.get(f"{service.url}/metrics").text)
+    assert told["errorbar_request_duration_seconds_count", "m", "1"] == 2
+    assert told["errorbar_request_duration_seconds_sum", "m", "1"] < 0.4

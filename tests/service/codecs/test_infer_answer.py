@@ -86,3 +86,16 @@ def test_many_warnings_are_cut():
     assert (request.unusual_rows, list(request.warnings)) == (25, list(range(20)))
     written = answer(made(warnings={row: ["odd"] for row in range(20)}, unusual_rows=25), ARRAYS, name="m", version="1")
     assert orjson.loads(written.body)["parameters"]["warnings"].endswith("row 19: odd; and 5 more rows")
+
+
+def test_long_warnings_are_of_whole_rows_and_the_others_are_counted():
+    def told(warnings, unusual_rows):
+        written = answer(made(warnings=warnings, unusual_rows=unusual_rows), ARRAYS, name="m", version="1")
+        return orjson.loads(written.body)["parameters"]["warnings"]
+
+    sentence = "f is 1000000, above the training range " + "." * 200
+    text = told({row: [sentence] for row in range(20)}, 60)
+    rows = text.split("; ")
+    assert 1500 < len(text) < 2100
+    assert rows == [f"row {row}: {sentence}" for row in range(len(rows) - 1)] + [f"and {61 - len(rows)} more rows"]
+    assert told({3: ["." * 5000]}, 1) == f"row 3: {'.' * 1993}", "at most 2000 characters"

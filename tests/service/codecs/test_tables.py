@@ -96,6 +96,8 @@ def test_options_stand_in_the_query(form):
     assert (question.coverage, question.quantiles, question.thresholds) == ((0.5, 0.9), (0.1,), (-1.0, 4.0))
     assert (question.samples, question.seed) == (3, 7)
     assert read("", "coverage=", form=form).question.coverage == ()
+    twice = read("", "coverage=0.9,0.5,0.9&thresholds=20,20.0", form=form).question
+    assert (twice.coverage, twice.thresholds) == ((0.9, 0.5), (20.0,)), "each is a column, and no two have one name"
 
 
 @pytest.mark.parametrize(

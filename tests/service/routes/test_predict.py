@@ -467,6 +467,24 @@ async def test_a_small_arrow_body_may_hold_many_rows_and_is_read_in_a_thread(rep
 
 
 @pytest.mark.parametrize(
+    ("name", "usual", "body"),
+    [
+        ("application/csv", "text/csv", "a,b\n1,2\n"),
+        ("application/ndjson; charset=utf-8", "application/x-ndjson", "[1, 2]\n[3, 4]"),
+        ("application/jsonlines", "application/jsonl", "[1, 2]\n[3, 4]"),
+        ("application/x-jsonlines", "application/jsonl", '{"a": 1}'),
+    ],
+)
+async def test_other_names_of_tables(repository, name, usual, body):
+    async with running(repository) as service:
+        asked = [
+            await service.http.post("/v1/models/m:predict", content=body, headers={"content-type": one})
+            for one in (name, usual)
+        ]
+    assert [(one.status_code, one.headers["content-type"], one.text) for one in asked] == [(200, usual, asked[1].text)] * 2
+
+
+@pytest.mark.parametrize(
     ("media_type", "none", "one", "told"),
     [("text/csv", "a,b\n", "1,2\n", "y_mean,y_std,y_epistemic_std\n"), ("application/x-ndjson", "", "[1, 2]\n", "")],
 )
