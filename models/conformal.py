@@ -282,8 +282,11 @@ def residual_nodes(residuals: Values, *, most: int = 1000) -> tuple[Values, Valu
     """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
 
     residuals: [targets, rows], ascending. Up to `most` rows these are themselves; beyond, means of neighbours, so that the mean
-    stays exact and the tails keep their weight.
+    stays exact and the tails keep their weight. What is more than twice as far out as the farthest of so many normal residuals
+    counts as that: mapped back by exp, one value with its decimal point in the wrong place would outweigh all the others.
     """
+    farthest = 2 * special.ndtri(1 - 1 / (4 * residuals.shape[1]))
+    residuals = residuals.clip(-farthest, farthest)
     parts = np.array_split(np.arange(residuals.shape[1]), min(most, residuals.shape[1]))
     starts, sizes = [part[0] for part in parts], np.array([len(part) for part in parts])
     return np.add.reduceat(residuals, starts, axis=1) / sizes, sizes / sizes.sum()

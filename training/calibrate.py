@@ -133,14 +133,11 @@ def _scale_factors(residuals: Values, family: Family, freedom: Sequence[float | 
         ) from error
 
 
-def require_coverage(coverage: float, *, rows: int, interval: IntervalKind) -> None:
+def require_coverage(coverage: float, *, rows: int, interval: IntervalKind, way_out: str = "") -> None:
     """Raise OptionError where so many calibration rows are too few for a model's default coverage."""
     largest = conformal.largest_coverage(rows, interval=interval)
     if coverage > largest:
-        raise OptionError(
-            f"coverage {coverage:g}: {rows} calibration rows support at most {largest}; "
-            "give more rows, or a smaller default coverage"
-        )
+        raise OptionError(f"coverage {coverage:g}: {rows} calibration rows support at most {largest}; give more rows{way_out}")
 
 
 def small_groups(coverage: float, calibration: Calibration) -> list[str]:
@@ -156,7 +153,10 @@ def small_groups(coverage: float, calibration: Calibration) -> list[str]:
 
 def _sorted(residuals: Values, factors: Values) -> list[list[float]]:
     scale = np.broadcast_to(factors, residuals.shape)
-    ordered: list[list[float]] = conformal.sorted_residuals(residuals, np.zeros_like(residuals), scale).tolist()
+    try:
+        ordered: list[list[float]] = conformal.sorted_residuals(residuals, np.zeros_like(residuals), scale).tolist()
+    except ValueError as error:
+        raise FitError("a target is so far from its prediction that float64 has no residual for it; correct it") from error
     return ordered
 
 

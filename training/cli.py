@@ -37,6 +37,7 @@ _METAVARS = {list[str]: "TEXT", str: "TEXT", int: "N", float: "X"}
 Model = Annotated[Path, typer.Argument(help="Model file")]
 Table = Annotated[Path, typer.Argument(help="CSV, CSV.gz or Parquet file")]
 Delimiter = Annotated[str, typer.Option(help="Delimiter of a CSV file")]
+DropMissingTarget = Annotated[bool, typer.Option("--drop-missing-target", help="Leave out rows with a missing target")]
 
 
 def main() -> None:
@@ -138,6 +139,7 @@ def evaluate(
     model: Model,
     table: Table,
     as_json: Annotated[bool, typer.Option("--json", help="The scores as JSON")] = False,
+    drop_missing_target: DropMissingTarget = False,
     delimiter: Delimiter = ",",
 ) -> None:
     """Score a model on the rows of a table that it has not seen."""
@@ -146,9 +148,9 @@ def evaluate(
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
-    x, y, unknown = read_x_y(table, manifest, delimiter=delimiter)
+    x, y, unusual = read_x_y(table, manifest, drop_missing_target=drop_missing_target, delimiter=delimiter)
     require_new_table(table, manifest, to_score=True)
-    _say_unknown(unknown)
+    _say_unusual(unusual)
     by_target = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)
     if as_json:
         document = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
@@ -176,7 +178,7 @@ def predict(
         scored = predict_table(
             model, table, output=output, coverages=coverage or (), keep=keep or (), delimiter=delimiter, on_rows=on_rows
         )
-    _say_unknown(scored.unknown)
+    _say_unusual(scored.unusual)
     for value, count in scored.unbounded.items():
         terminal.say(
             f"note: {count} rows of calibration group {value} have an infinite interval: it has too few calibration rows"
@@ -193,6 +195,7 @@ def calibrate(
     calibrate_by: Annotated[
         str | None, typer.Option(help="Feature whose values are calibrated apart; default: the model's")
     ] = None,
+    drop_missing_target: DropMissingTarget = False,
     delimiter: Delimiter = ",",
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
@@ -203,9 +206,9 @@ def calibrate(
     old = read_manifest(model)
     output = output or model
     check_output(output, table)
-    x, y, unknown = read_x_y(table, old, delimiter=delimiter)
+    x, y, unusual = read_x_y(table, old, drop_missing_target=drop_missing_target, delimiter=delimiter)
     digest = require_new_table(table, old, to_score=False)
-    _say_unknown(unknown)
+    _say_unusual(unusual)
     manifest = recalibrate(model, x, y, output=output, interval=interval, group_column=calibrate_by, data_sha256=digest)
     report = output.with_suffix(".html")
     if report.exists():  # it is about the old intervals, and would be published with the new ones
@@ -215,10 +218,10 @@ def calibrate(
     terminal.say(f"wrote {output}")
 
 
-def _say_unknown(unknown: dict[str, int]) -> None:
-    """unknown: by column, the number of values that the model does not know."""
-    for name, count in unknown.items():
-        terminal.say(f"note: {name} had {count} values that the model does not know; they count as missing")
+def _say_unusual(unusual: dict[str, int]) -> None:
+    """unusual: `Scored.unusual`."""
+    for sentence, rows in unusual.items():
+        terminal.say(f"note: {sentence}: {rows} row{'' if rows == 1 else 's'}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Scores of a model on rows that its fit did not see, and of the baselines that it has to beat. Needs no torch."""
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,6 +11,7 @@ from models.distributions import distribution
 from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
 from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
+from training.errors import FitError
 from training.graph import location_rounding, score_rounding
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
@@ -22,6 +24,7 @@ _UNSEEN: dict[EvaluationSource, str] = {
 }
 PARTS = 5
 """Parts that calibration rows are dealt into for an evaluation: each gets its intervals from the others' residuals."""
+_FAR_STDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +146,26 @@ def evaluation(
     baselines: dict[str, tuple[Predictions, Network]],
     source: EvaluationSource,
 ) -> Evaluation:
-    """The scores of a model and of its baselines by name, on the same rows; `source` says which rows these are."""
+    """The scores of a model and of its baselines by name, on the same rows; `source` says which rows these are.
+
+    A baseline whose scores are beyond float64 is left out. Raises FitError where the model's are.
+    """
+    scored = {}
+    for name, (one, of_one) in baselines.items():
+        with suppress(FitError):
+            scored[name] = scores(one, targets=targets, network=of_one, beside=predictions)
     return Evaluation(
         rows=len(predictions.y),
         source=source,
         targets=scores(predictions, targets=targets, network=network),
-        baselines={
-            name: scores(one, targets=targets, network=of_one, beside=predictions) for name, (one, of_one) in baselines.items()
-        },
+        baselines=scored,
     )
+
+
+def outliers(predictions: Predictions, targets: list[Target]) -> list[str]:
+    """A sentence about each target's row that is farthest from its prediction, where so far that it may be a mistake."""
+    farthest = [_farthest(predictions, t, target) for t, target in enumerate(targets)]
+    return [f"{where}; if that is a mistake, correct it and fit again" for where, stds in farthest if stds > _FAR_STDS]
 
 
 def number_of_rows(evaluation: Evaluation) -> str:
@@ -164,6 +178,18 @@ def rows_in_words(evaluation: Evaluation) -> str:
     return number_of_rows(evaluation) + _UNSEEN[evaluation.source]
 
 
+def _farthest(predictions: Predictions, t: int, target: Target) -> tuple[str, float]:
+    """Where the row is that is farthest from its prediction, and how many stds."""
+    y, transform = predictions.y[:, t], TRANSFORMS[target.transform]
+    with np.errstate(over="ignore"):
+        distances = np.abs((transform.forward(y) - predictions.location[:, t]) / predictions.scale[:, t])
+    row = int(distances.argmax())
+    middle = transform.inverse(predictions.location[row : row + 1, t])[0]
+    where = f"{target.name} is {y[row]:.6g} where about {middle:.6g} was predicted, {distances[row]:.3g} stds away"
+    return where, float(distances[row])
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is beyond float64 is told below
 def _scores(predictions: Predictions, t: int, target: Target, network: Network, beside: Predictions) -> Scores:
     y, transform = predictions.y[:, t], TRANSFORMS[target.transform]
     freedom = network.degrees_of_freedom[t] if network.degrees_of_freedom else None
@@ -196,11 +222,17 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network, 
                     rows=int(finite.sum()),
                 )
             )
+    mean = predictions.mean[:, t]
+    rmse, mae, r2 = metrics.rmse(y, mean), metrics.mae(y, mean), metrics.r2(y, mean)
+    if not np.isfinite([rmse, mae, crps, 0.0 if r2 is None else r2]).all():
+        where, _ = _farthest(predictions, t, target)
+        way_out = "without --transform" if target.transform != "identity" else "in another unit"
+        raise FitError(f"the scores of {target.name} are beyond float64: {where}; correct such values, or fit {way_out}")
     return Scores(
         nll=metrics.nll(predictive.log_density(transform.forward(y)) + transform.log_derivative(y)),
-        rmse=metrics.rmse(y, predictions.mean[:, t]),
-        mae=metrics.mae(y, predictions.mean[:, t]),
-        r2=metrics.r2(y, predictions.mean[:, t]),
+        rmse=rmse,
+        mae=mae,
+        r2=r2,
         crps=crps,
         calibration_error=metrics.calibration_error(predictions.pit[:, t]),
         intervals=intervals,

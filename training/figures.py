@@ -257,7 +257,7 @@ def draw_sweep(
         if y is not None:
             for end in _axis_values(column, np.array([column.minimum, column.maximum], dtype=np.float64)):
                 axes.axvline(end, color=_GREY, linestyle=":", linewidth=1)
-        elif curve.grid[0] < curve.grid[-1]:
+        if (y is None or column.kind == "datetime") and curve.grid[0] < curve.grid[-1]:
             axes.set_xlim(grid[0], grid[-1])
         axes.set_xlabel(_quantity(column.name, column.unit))
         axes.set_ylabel(_quantity(target.name, target.unit))

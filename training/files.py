@@ -50,6 +50,10 @@ _EXPECTED = "a table is a CSV, CSV.gz or Parquet file"
 csv.field_size_limit(2**31 - 1)  # of a cell; Python's own 131 072 would be told as a misplaced quote
 _LINE_SEPARATOR = "\x1f"  # ASCII unit separator: no line of a text file holds it, so a line is one field
 
+_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What polars raises; a panic, as at a time zone that it does not know, is no Exception."""
+_REASON_CHARACTERS = 200
+
 
 @dataclass(frozen=True)
 class Source:
@@ -71,7 +75,7 @@ def count_rows(path: Path | str) -> int | None:
     lazy = pl.scan_parquet(path, glob=False) if head.startswith(b"PAR1") else _scan_csv(path, ",", None)
     try:
         return int(lazy.select(pl.len()).collect(engine="streaming").item())
-    except (pl.exceptions.PolarsError, OSError):
+    except _UNREADABLE:
         return None  # `read_batches` will say what is wrong
 
 
@@ -108,8 +112,8 @@ def cleaned(frame: pl.DataFrame) -> pl.DataFrame:
 def _batches(lazy: pl.LazyFrame, source: Source, batch_rows: int) -> Iterator[pl.DataFrame]:
     try:
         yield from lazy.collect_batches(chunk_size=batch_rows, maintain_order=True)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(source) from error
+    except _UNREADABLE as error:
+        raise _unreadable(source, error) from error
 
 
 def require_columns(names: Sequence[str], known: Sequence[str], *, what: str) -> None:
@@ -173,8 +177,8 @@ def collect(lazy: pl.LazyFrame, source: Source) -> pl.DataFrame:
     """Run a query over `scan(source, ...)`; what goes wrong there is told as a problem of the file."""
     try:
         return lazy.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(source) from error
+    except _UNREADABLE as error:
+        raise _unreadable(source, error) from error
 
 
 def _scan_csv(path: Path, delimiter: str, names: list[str] | None) -> pl.LazyFrame:
@@ -212,8 +216,8 @@ def _parquet_names(path: Path) -> list[str]:
         raise TableError(f"{path.name} is a truncated Parquet file: its end is missing; copy or write it again")
     try:
         names = pl.scan_parquet(path, glob=False).collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise TableError(f"{path.name} is a damaged Parquet file; copy or write it again") from error
+    except _UNREADABLE as error:
+        raise _bad_parquet(path.name, error) from error
     _refuse_patterns(path.name, names)
     return names
 
@@ -283,7 +287,7 @@ def _check_lines(source: Source) -> None:
     odd = (line.str.len_bytes() > 0) & ((fields != len(source.names)) | line.str.contains('"', literal=True))
     try:
         suspicious = bool(lines.select(odd.any()).collect(engine="streaming").item())
-    except (pl.exceptions.PolarsError, OSError):
+    except _UNREADABLE:
         suspicious = True
     if suspicious:
         _check_records(source)
@@ -324,10 +328,18 @@ def _reporting_damage(path: Path) -> Iterator[None]:
         raise TableError(f"{path.name} is not good CSV: a quote is misplaced or never closed") from error
 
 
-def _unreadable(source: Source) -> TableError:
+def _bad_parquet(file: str, error: BaseException) -> TableError:
+    reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+    return TableError(
+        f"{file} is a damaged Parquet file, or holds what is not read here ({reason}); copy it again, or write it with plain "
+        "types and times in UTC"
+    )
+
+
+def _unreadable(source: Source, error: BaseException) -> TableError:
     """The error for a file that polars could not read, with the reason where there is one that can be found."""
     if source.parquet:
-        return TableError(f"{source.path.name} is a damaged Parquet file; copy or write it again")
+        return _bad_parquet(source.path.name, error)
     try:
         _check_records(source)
     except TableError as error:

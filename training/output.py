@@ -14,8 +14,8 @@ def check_output(output: Path, table: Path) -> None:
             raise OptionError(f"--output {output}: {path} is a folder; name a file, such as {path / 'model.onnx'}")
         if path.resolve() == table.resolve():
             raise OptionError(f"--output {output}: would overwrite the table {table}")
-    if report == output:
-        raise OptionError(f"--output {output}: the report is written to that name; end the model's in .onnx")
+    if output.suffix != ".onnx":
+        raise OptionError(f"--output {output}: a model's name ends in .onnx; its report has the same name with .html")
     try:  # folders that are not there are made when there is something to write
         with tempfile.TemporaryFile(dir=next(folder for folder in output.resolve().parents if folder.exists())):
             pass

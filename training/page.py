@@ -113,11 +113,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def instant(seconds: float) -> str:
-    """Seconds since 1970 as date and time, UTC; midnight as the date alone."""
-    return str(np.datetime64(int(seconds), "s")).replace("T", " ").removesuffix(" 00:00:00")
-
-
 def duration(seconds: float) -> str:
     """12.3 s, 3 min 20 s."""
     minutes, rest = divmod(round(seconds), 60)

@@ -16,7 +16,7 @@ from models.manifest import Manifest
 from training.calibrate import Values
 from training.errors import OptionError, TableError
 from training.files import cleaned, read_batches
-from training.schema import encode, encode_targets
+from training.schema import encode, encode_targets, unusual
 
 BATCH_ROWS = 65536
 _MOMENTS = ("mean", "std", "epistemic_std")
@@ -26,12 +26,12 @@ _MOMENTS = ("mean", "std", "epistemic_std")
 class Scored:
     """What is to be said of the rows of a table that was scored.
 
-    unknown: by categorical column, the number of values that the model does not know; they counted as missing.
+    unusual: by sentence, the number of rows that are unlike the training table.
     unbounded: by value of the model's calibration group column, the number of rows with an infinite interval, since that group
     has too few calibration rows for a coverage. Neither holds zeros.
     """
 
-    unknown: dict[str, int]
+    unusual: dict[str, int]
     unbounded: dict[str, int]
 
 
@@ -64,7 +64,7 @@ def predict_table(
     keep = list(dict.fromkeys(keep))
     wanted = list(dict.fromkeys([*keep, *manifest.feature_names]))
     batches = read_batches(table, columns=wanted, batch_rows=BATCH_ROWS, delimiter=delimiter, as_it_stands=True)
-    unknown: Counter[str] = Counter()
+    strange: Counter[str] = Counter()
     in_group: Counter[int] = Counter()
     taken = sorted(set(keep) & set(names))
     if taken:
@@ -74,8 +74,8 @@ def predict_table(
         row = 1
         for frame in batches:
             features = cleaned(frame.select(manifest.feature_names))
-            x, unknown_here = encode(features, manifest.columns, first_row=row)
-            unknown.update(unknown_here)
+            x, unknown = encode(features, manifest.columns, rows=np.arange(row, row + frame.height))
+            strange.update(unusual(x, manifest.columns, unknown))
             in_group.update(manifest.calibration_groups(x).tolist())
             yield frame.with_columns(**_predictions(run, x, manifest, coverages)).select(*keep, *names)
             row += frame.height
@@ -104,26 +104,37 @@ def predict_table(
         else:
             lazy.sink_csv(unfinished)
         unfinished.replace(output)
-    return Scored(unknown=dict(unknown), unbounded=_unbounded_rows(in_group, manifest, coverages))
+    return Scored(unusual=dict(strange), unbounded=_unbounded_rows(in_group, manifest, coverages))
 
 
-def read_x_y(table: Path, manifest: Manifest, *, delimiter: str = ",") -> tuple[Values, Values, dict[str, int]]:
-    """Features [n, columns] and targets [n, targets] of a table for a model, and `Scored.unknown`. Raises TableError."""
+def read_x_y(
+    table: Path, manifest: Manifest, *, drop_missing_target: bool = False, delimiter: str = ","
+) -> tuple[Values, Values, dict[str, int]]:
+    """Features [n, columns] and targets [n, targets] of a table for a model, and `Scored.unusual`. Raises TableError.
+
+    drop_missing_target: leave out rows without a target; without it they are refused. Rows without any value are left out.
+    """
     parts, row = [], 1
-    unknown: Counter[str] = Counter()
+    strange: Counter[str] = Counter()
     names = list(dict.fromkeys([*manifest.feature_names, *manifest.target_names]))
     for frame in read_batches(table, columns=names, delimiter=delimiter):
         y = encode_targets(frame, manifest.targets, first_row=row)
-        empty = np.flatnonzero(np.isnan(y).any(axis=1))
-        if len(empty):
-            raise TableError(f"{table.name}: data row {row + int(empty[0])} has no target; leave such rows out")
-        x, unknown_here = encode(frame, manifest.columns, first_row=row)
-        unknown.update(unknown_here)
-        parts.append((x, y))
+        rows = np.arange(row, row + frame.height)
         row += frame.height
-    if not parts:
-        raise TableError(f"{table.name} has a header but no rows")
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]), dict(unknown)
+        empty = np.asarray(np.isnan(y).any(axis=1))
+        blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+        if (empty & ~blank).any() and not drop_missing_target:
+            first = rows[(empty & ~blank).argmax()]
+            raise TableError(f"{table.name}: data row {first} has no target; leave such rows out with --drop-missing-target")
+        if empty.any():
+            strange["no target, and the row was left out"] += int(empty.sum())
+            frame, y, rows = frame.filter(~empty), y[~empty], rows[~empty]
+        x, unknown = encode(frame, manifest.columns, rows=rows)
+        parts.append((x, y))
+        strange.update(unusual(x, manifest.columns, unknown))
+    if not any(len(y) for _, y in parts):
+        raise TableError(f"{table.name} has no row with a target" if parts else f"{table.name} has a header but no rows")
+    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]), dict(strange)
 
 
 def require_supported(coverages: Sequence[float], manifest: Manifest) -> None:

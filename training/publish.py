@@ -30,7 +30,7 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
         _remove_abandoned(folder)
         _copy_to_disk(model, unfinished / MODEL_FILE)
         report = model.with_suffix(".html")
-        if report.exists():
+        if model.suffix == ".onnx" and report.exists():
             _copy_to_disk(report, unfinished / "report.html")
         _verify(unfinished / MODEL_FILE, source=model)
         unfinished.chmod(0o755)  # mkdtemp makes it private; a service under another user must read it

@@ -10,7 +10,7 @@ from models.artifact import Run
 from models.conformal import coverage_range, largest_coverage
 from models.manifest import Calibration, Column, Evaluation, EvaluationSource, IntervalScores, Manifest, Scores
 from training import curves
-from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, rows_in_words
+from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, outliers, rows_in_words
 from training.figures import (
     Picture,
     draw_calibration,
@@ -28,7 +28,6 @@ from training.page import (
     details,
     duration,
     figures,
-    instant,
     join,
     listed,
     measured,
@@ -39,6 +38,7 @@ from training.page import (
     table,
     tag,
 )
+from training.schema import instant
 
 Values = NDArray[np.float64]
 
@@ -65,6 +65,7 @@ def report_page(manifest: Manifest, *, predictions: Predictions | None, x: Value
     """
     body = [
         _head(manifest),
+        *_outliers(manifest, predictions),
         _guarantee(manifest),
         *_targets(manifest, predictions, x, run),
         _training(manifest, history),
@@ -115,6 +116,11 @@ def _in_short(manifest: Manifest, evaluation: Evaluation) -> Iterable[Html]:
         yield tag("p", sentence)
     if evaluation.source != "test":
         yield tag("p", _BY_CONSTRUCTION + (_FEWER_ROWS if evaluation.source == "out_of_fold" else ""), css="soft")
+
+
+def _outliers(manifest: Manifest, predictions: Predictions | None) -> Iterable[Html]:
+    for sentence in outliers(predictions, manifest.targets) if predictions is not None else ():
+        yield tag("p", f"One value is far off: {sentence}.", css="warning")
 
 
 def _interval_rows(interval: IntervalScores, evaluation: Evaluation) -> str:

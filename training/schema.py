@@ -5,7 +5,7 @@ of Parquet. Rows are named in errors as data rows of the file: data row 1 is the
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -40,17 +40,19 @@ _UNREAD = (
 """What is text here and was meant as a number or a date, and how to write it."""
 
 
-def encode(frame: pl.DataFrame, columns: Sequence[Column], *, first_row: int = 1) -> tuple[NDArray[np.float64], dict[str, int]]:
+def encode(
+    frame: pl.DataFrame, columns: Sequence[Column], *, rows: Rows | None = None
+) -> tuple[NDArray[np.float64], dict[str, int]]:
     """The rows of a new table as a model's `x`, and how many values of each column were unknown categories.
 
     frame: from `read_batches`, any order, other columns are ignored. x: [n, columns] as `manifest.Column` says.
-    first_row: the data row of the file that is the frame's first, for errors. Columns without unknown values are not
-    in the counts.
+    rows: [rows of the frame], which data rows of the file these are, for errors; default: the first. Columns without unknown
+    values are not in the counts.
 
     Raises TableError for a column that is not there, a value that is not of the column's kind, an infinite value.
     """
     require_columns([column.name for column in columns], frame.columns, what="the table has no column")
-    rows = np.arange(first_row, first_row + frame.height)
+    rows = np.arange(1, frame.height + 1) if rows is None else rows
     x = np.empty((frame.height, len(columns)))
     unknown = {}
     for j, column in enumerate(columns):
@@ -60,6 +62,39 @@ def encode(frame: pl.DataFrame, columns: Sequence[Column], *, first_row: int = 1
             count = int(np.isnan(x[:, j]).sum()) - missing_count(series)
             unknown.update({column.name: count} if count else {})
     return x, unknown
+
+
+def unusual(x: NDArray[np.float64], columns: Sequence[Column], unknown: Mapping[str, int]) -> dict[str, int]:
+    """What of a new table's rows is unlike the training table, in sentences, with the number of rows.
+
+    x [rows, columns] and unknown: as `encode` gives them.
+    """
+    rows_by_sentence: dict[str, int] = {}
+    for values, column in zip(x.T, columns, strict=True):
+        unknown_here = unknown.get(column.name, 0)
+        missing = int(np.isnan(values).sum()) - unknown_here if column.missing == 0 else 0
+        outside = 0
+        if column.kind in ("numeric", "datetime") and column.minimum is not None and column.maximum is not None:
+            outside = int(((values < column.minimum) | (values > column.maximum)).sum())
+        rows_by_sentence |= {
+            f"{column.name} holds a category that the model does not know, which counts as missing": unknown_here,
+            f"{column.name} is missing, which it never was in training": missing,
+            f"{column.name} is outside of its training range, {range_in_words(column)}": outside,
+        }
+    return {sentence: rows for sentence, rows in rows_by_sentence.items() if rows}
+
+
+def range_in_words(column: Column) -> str:
+    """`-3 to 3` or `2024-01-01 to 2024-12-31 12:00:00`; empty for what has no range."""
+    if column.minimum is None or column.maximum is None:
+        return ""
+    ends = (column.minimum, column.maximum)
+    return " to ".join(instant(end) if column.kind == "datetime" else f"{end:g}" for end in ends)
+
+
+def instant(seconds: float) -> str:
+    """Seconds since 1970 as date and time, UTC; midnight as the date alone."""
+    return str(np.datetime64(int(seconds), "s")).replace("T", " ").removesuffix(" 00:00:00")
 
 
 def encode_targets(frame: pl.DataFrame, targets: Sequence[Target], *, first_row: int = 1) -> NDArray[np.float64]:
@@ -241,7 +276,7 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
     name, notes = series.name, []
     mixed = _mixed(series, rows) if series.dtype == pl.String and not named else ""
     texts = _texts(series)
-    integer = bool(texts.drop_nulls().str.contains(r"^-?\d+(\.0+)?$").all())
+    integer = bool(texts.drop_nulls().str.contains(r"^-?\d{1,100}(\.0+)?$").all())
     if integer:
         texts = _texts(series, integer=True)
     counts = texts.drop_nulls().value_counts(name="rows").sort(["rows", name], descending=[True, False])

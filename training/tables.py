@@ -86,13 +86,13 @@ def read_table(
     height = frame.height
     if height == 0:
         raise TableError(f"{source.path.name} has a header but no rows")
-    frame, y, rows, notes = _complete_rows(frame, forms, drop_missing_target=drop_missing_target)
+    frame, y, rows, notes = _complete_rows(frame, forms, weight=weight, drop_missing_target=drop_missing_target)
     repeated = _repeated_rows(frame, [*features, *targets], group=group)
     if repeated:
         way_out = "drop them" + ("" if time else ", or name a column that marks the copies with --group")
         notes.append(
-            f"{repeated} rows repeat another row; copies on both sides of a division make the scores look better, and "
-            f"intervals too narrow for new rows: {way_out}"
+            f"{repeated} rows repeat another row; if they are copies, those on both sides of a division make the scores look "
+            f"better, and intervals too narrow for new rows: {way_out}"
         )
     notes += _about_row_index(source, used={*features, *targets, *exclude, *others})
     columns, x = [], np.empty((len(rows), len(features)))
@@ -209,15 +209,20 @@ def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> pl.Data
 
 
 def _complete_rows(
-    frame: pl.DataFrame, forms: Mapping[str, Transform], *, drop_missing_target: bool
+    frame: pl.DataFrame, forms: Mapping[str, Transform], *, weight: str | None, drop_missing_target: bool
 ) -> tuple[pl.DataFrame, NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """The rows that have every target: their frame, `y`, their numbers as data rows of the file, and notes."""
+    """The rows that have every target and a weight above 0: frame, `y`, their numbers as data rows of the file, and notes."""
     notes = []
     rows = np.arange(1, frame.height + 1)
     blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
     if blank.any():
         notes.append(f"{int(blank.sum())} rows without any value were left out")
         frame, rows = frame.filter(~blank), rows[~blank]
+    if weight is not None:  # otherwise they would still calibrate, and be scored
+        unused = weight_values(frame[weight], rows=rows) == 0
+        if unused.any():
+            notes.append(f"{int(unused.sum())} rows of weight 0 were left out")
+            frame, rows = frame.filter(~unused), rows[~unused]
     y = np.column_stack([target_values(frame[name], form, rows=rows) for name, form in forms.items()])
     missing = np.isnan(y)
     for name, empty in zip(forms, missing.T, strict=True):

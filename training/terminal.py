@@ -14,6 +14,7 @@ from models.conformal import coverage_range
 from models.manifest import IntervalScores, Manifest, Scores
 from training.calibrate import small_groups
 from training.evaluate import rows_in_words
+from training.schema import range_in_words
 
 if TYPE_CHECKING:
     from training.fit import Epoch
@@ -102,7 +103,7 @@ def show_scores(title: str, by_predictor: Mapping[str, Mapping[str, Scores]], *,
             one = by_target[target]
             shown = [interval for interval in one.intervals if interval.coverage == _SHOWN_COVERAGE]
             intervals = (_share(shown[0], rows), f"{shown[0].mean_width:.4g}") if shown else ("-", "-")
-            r2 = "-" if one.r2 is None else f"{one.r2:.3f}"
+            r2 = "-" if one.r2 is None else f"{one.r2:.3f}" if one.r2 > -1000 else f"{one.r2:.3g}"
             errors = (f"{one.nll:.3f}", f"{one.rmse:.4g}", r2, f"{one.crps:.4g}")
             table.add_row(target, predictor, *errors, *intervals)
     _console.print(table)
@@ -121,7 +122,7 @@ def show_manifest(manifest: Manifest) -> None:
         columns.add_column(heading, overflow="fold")
     for column in manifest.columns:
         values = column.categories or []
-        extent = f"{column.minimum:g} to {column.maximum:g}" if column.minimum is not None else ", ".join(values[:6])
+        extent = ", ".join(values[:6]) if column.kind == "categorical" else range_in_words(column)
         more = f", ... ({len(values)})" if len(values) > 6 else ""
         columns.add_row(column.name, column.kind, extent + more, f"{column.missing:.1%}" if column.missing else "")
     _console.print(columns)

@@ -157,6 +157,8 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         )
         source: EvaluationSource = "test" if len(plan.test) else "out_of_fold" if plan.folds else "calibration"
         evaluated = evaluate.evaluation(predictions, targets=table.targets, network=network, baselines=baselines, source=source)
+        for sentence in evaluate.outliers(predictions, table.targets):
+            progress.stage(f"note: {sentence}")
     manifest = draft.model_copy(
         update={"evaluation": evaluated, "origin": _origin(table, plan, command, seconds=time.perf_counter() - start)}
     )
@@ -170,7 +172,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
 def _check_plan(plan: Plan, options: FitOptions, progress: Progress) -> None:
     """Refuse a default coverage that the calibration rows cannot support; tell of options that this plan does not use."""
     rows = len(_calibration_rows(plan)) or UNCALIBRATED_ROWS
-    calibrate.require_coverage(options.coverage, rows=rows, interval=options.interval)
+    calibrate.require_coverage(options.coverage, rows=rows, interval=options.interval, way_out=", or a smaller --coverage")
     for unused in {"split": {"folds", "fold_members"}, "cross": {"calibration_share"}, "none": set()}[
         plan.method
     ] & options.model_fields_set:

@@ -121,7 +121,7 @@ def seconds_since_1970(value: object) -> float:
         return math.nan
     digits = len(text) > 8 and text[:9].isdigit()  # fromisoformat takes twenty digits for a date
     try:
-        moment = datetime.fromisoformat("" if digits else text)
+        moment = datetime.fromisoformat("" if digits else text.upper())
     except ValueError:
         raise ValueError(f"{shown(value)} is no date; {expected}") from None
     if moment.tzinfo is None:

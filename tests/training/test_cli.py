@@ -111,7 +111,8 @@ def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tm
         (["evaluate", "formula.onnx", "sine.csv"], "has no column"),
         (["dataset", "moon"], "three_targets"),
         (["calibrate", "formula.onnx", "rows.csv", "-o", "rows.csv"], "would overwrite the table rows.csv"),
-        (["calibrate", "formula.onnx", "rows.csv", "-o", "new.html"], "end the model's in .onnx"),
+        (["calibrate", "formula.onnx", "rows.csv", "-o", "new.html"], "a model's name ends in .onnx"),
+        (["calibrate", "formula.onnx", "rows.csv", "-o", "new-1.5"], "a model's name ends in .onnx"),
         (["predict", "formula.onnx", "rows.csv", "-o", "folder.csv"], "--output folder.csv: is a folder"),
         (["fit", "nowhere.csv", "--target", "y", "-o", "new/folder/m.onnx"], "there is no file 'nowhere.csv'"),
     ],
@@ -171,7 +172,7 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
         "predict", model, mixed_rows, "-o", out_file, "--coverage", "0.5", "--coverage", "0.9", "--keep", "id"
     )
     assert status == 0, err
-    assert "colour had 20 values that the model does not know" in err
+    assert "note: colour holds a category that the model does not know, which counts as missing: 20 rows" in err
     frame = pl.read_parquet(out_file)
     assert frame.columns == [
         "id", "y_mean", "y_std", "y_epistemic_std", "y_lower_0.5", "y_upper_0.5", "y_lower_0.9", "y_upper_0.9"
@@ -181,11 +182,11 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
     status, out, err = command("evaluate", model, mixed_rows, "--json")
     assert status == 0, err
     assert json.loads(out)["rows"] == 60
-    assert "colour had 20 values that the model does not know" in err
+    assert "colour holds a category that the model does not know, which counts as missing: 20 rows" in err
 
     status, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx", "--interval", "equal_tailed")
     assert status == 0, err
-    assert "colour had 20 values that the model does not know" in err
+    assert "colour holds a category that the model does not know, which counts as missing: 20 rows" in err
     status, _, err = command("evaluate", tmp_path / "new.onnx", mixed_rows)
     assert (status, "rows.csv is the table that the model was calibrated on" in err) == (2, True), err
     status, _, err = command("calibrate", tmp_path / "new.onnx", mixed_rows, "--interval", "equal_tailed")  # over it

@@ -10,6 +10,7 @@ from models.manifest import Column, Evaluation, Target
 from models.transforms import TRANSFORMS
 from tests.model_files import NUMERIC, formula_network, write_formula_model
 from training.calibrate import Residuals, calibrated, member_moments, transformed
+from training.errors import FitError
 from training.evaluate import (
     COVERAGES,
     Predictions,
@@ -17,6 +18,7 @@ from training.evaluate import (
     calibrated_predictions,
     cross_predicted,
     evaluation,
+    outliers,
     predicted,
     rows_in_words,
     scores,
@@ -458,3 +460,29 @@ def test_one_row_cannot_be_cross_predicted(model):
 )
 def test_an_evaluation_says_which_rows_it_is_of(source, number, words):
     assert rows_in_words(Evaluation(rows=number, source=source, targets={})) == words
+
+
+def test_a_value_far_from_its_prediction_is_told_and_scores_beyond_float64_are_refused(model):
+    targets = [*targets_of("log"), Target(name="z", minimum=0, maximum=1)]
+    run, manifest = model(some_residuals(200, targets=2), targets=targets)
+    x = rows(60, size=0.1)
+    y = observed(x, targets, stats.norm())
+    assert outliers(predicted(run, x, y, manifest), targets) == []
+    y[7] = 1e40
+    far = outliers(predicted(run, x, y, manifest), targets)
+    assert [sentence[:16] for sentence in far] == ["y0 is 1e+40 wher", "z is 1e+40 where"]
+    assert all(sentence.endswith(" stds away; if that is a mistake, correct it and fit again") for sentence in far)
+    y[7, 1] = 1e200
+    sentence = r"the scores of z are beyond float64: z is 1e\+200 where about .* correct such values, or fit in another unit"
+    with pytest.raises(FitError, match=sentence):
+        scores(predicted(run, x, y, manifest), targets=targets, network=manifest.network)
+
+
+def test_a_baseline_whose_scores_are_beyond_float64_is_left_out(model):
+    run, manifest = model(some_residuals(200))
+    x = rows(60)
+    good = predicted(run, x, observed(x, ONE, stats.norm()), manifest)
+    bad = Predictions(**{**vars(good), "mean": good.mean * 1e200})
+    baselines = {"good": (good, manifest.network), "bad": (bad, manifest.network)}
+    scored = evaluation(good, targets=ONE, network=manifest.network, baselines=baselines, source="test")
+    assert list(scored.baselines) == ["good"]

@@ -3,6 +3,8 @@ import json
 import shlex
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from training.errors import TableError
@@ -188,3 +190,12 @@ def test_a_batch_has_a_row_at_least(tmp_path):
 def test_a_missing_file_has_no_row_count(tmp_path):
     with pytest.raises(TableError, match="there is no file"):
         count_rows(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("zone", ["+05:30", "Mars/Olympus"])
+def test_a_time_zone_that_polars_does_not_know_is_told(tmp_path, zone):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"t": pa.array([0, 1], pa.timestamp("s", tz=zone)), "a": [1.0, 2.0]}), path)
+    sentence = refusal(path)
+    assert zone in sentence
+    assert "write it with plain types and times in UTC" in sentence

@@ -17,6 +17,11 @@ from training.predict import Scored, predict_table, read_x_y, require_supported
 ROOT = Path(__file__).parents[2]
 COLUMNS = MIXED[:4]
 TARGETS = (Target(name="y", minimum=0, maximum=1), Target(name="z", minimum=0, maximum=1))
+UNKNOWN = "colour holds a category that the model does not know, which counts as missing"
+STRANGE = {
+    UNKNOWN: 7,
+    "b is missing, which it never was in training": 5,
+}
 COLOURS = ["blue", "green", "red", "violet", None]
 
 
@@ -132,7 +137,7 @@ def test_copied_columns_are_as_they_stand_in_the_table(model, tmp_path, source, 
     frame = table(len(STORED)).with_columns(id=pl.Series(STORED), colour=pl.Series(["NA", " red ", "?", *["blue"] * 6]))
     (frame.write_csv if source.endswith("csv") else frame.write_parquet)(tmp_path / source)
     scored = predict_table(model, tmp_path / source, output=tmp_path / output, keep=["id", "colour"])
-    assert scored.unknown == {}
+    assert UNKNOWN not in scored.unusual
     path = tmp_path / output
     copied = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     assert copied["id"].to_list() == STORED
@@ -176,7 +181,7 @@ def test_a_feature_with_the_name_of_a_prediction_is_no_problem(tmp_path):
 
 
 def test_unknown_categories_are_counted_over_all_batches_and_missing_ones_are_not(model, csv, tmp_path):
-    assert predict_table(model, csv, output=tmp_path / "out.csv") == Scored(unknown={"colour": 7}, unbounded={})
+    assert predict_table(model, csv, output=tmp_path / "out.csv") == Scored(unusual=STRANGE, unbounded={})
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def test_rows_of_a_group_too_small_for_a_coverage_get_infinite_intervals_and_are
         tmp_path / "model.onnx", csv, output=tmp_path / "out.parquet", coverages=[0.5, 0.96], keep=["colour"]
     )
     few = ["blue"] if interval == "symmetric" else ["blue", "green", "red"]
-    assert scored == Scored(unknown={"colour": 7}, unbounded=dict.fromkeys(few, 7))
+    assert scored == Scored(unusual=STRANGE, unbounded=dict.fromkeys(few, 7))
     predictions = read(tmp_path / "out.parquet")
     small = predictions["colour"].is_in(few).fill_null(value=False).to_list()
     assert predictions["y_upper_0.96"].is_infinite().to_list() == small
@@ -349,3 +354,29 @@ def test_a_table_without_rows_has_no_features_and_targets(model, csv):
     table(0).write_csv(csv)
     with pytest.raises(TableError, match=r"rows\.csv has a header but no rows"):
         read_x_y(csv, open_model(model)[1])
+
+
+def test_rows_without_a_target_are_left_out_where_asked_and_those_without_anything_always(model, csv):
+    manifest = open_model(model)[1]
+    whole = table()
+    frame = whole.with_columns(y=pl.when(pl.int_range(pl.len()) != 3).then("y"))
+    frame.write_csv(csv)
+    with pytest.raises(TableError, match="data row 4 has no target; leave such rows out with --drop-missing-target"):
+        read_x_y(csv, manifest)
+    x, y, unusual = read_x_y(csv, manifest, drop_missing_target=True)
+    np.testing.assert_allclose(x, np.delete(as_x(whole), 3, axis=0))
+    assert (len(y), unusual["no target, and the row was left out"]) == (34, 1)
+    csv.write_text(whole.write_csv() + ",,,,,,\n")
+    x, _, unusual = read_x_y(csv, manifest)
+    assert (len(x), unusual["no target, and the row was left out"]) == (35, 1)
+    whole.with_columns(y=None).write_csv(csv)
+    with pytest.raises(TableError, match="has no row with a target"):
+        read_x_y(csv, manifest, drop_missing_target=True)
+
+
+def test_values_unlike_the_training_table_are_counted(model, csv, tmp_path):
+    frame = table().with_columns(a=pl.when(pl.int_range(pl.len()) < 4).then(9.0), b=pl.lit(5.0), colour=pl.lit("red"))
+    frame.write_csv(csv)
+    expected = {"a is outside of its training range, -3 to 3": 4, "a is missing, which it never was in training": 31}
+    assert predict_table(model, csv, output=tmp_path / "out.csv").unusual == expected
+    assert read_x_y(csv, open_model(model)[1])[2] == expected

@@ -259,3 +259,10 @@ def test_a_version_that_no_service_would_read_is_not_published(tmp_path):
         publish(tmp_path / "model.onnx", tmp_path / "repository", name="m")
     highest.rmdir()
     assert publish(tmp_path / "model.onnx", tmp_path / "repository", name="m").parent.name == "1"
+
+
+def test_a_model_file_of_another_name_takes_no_report_of_a_neighbour(model, tmp_path):
+    named = tmp_path / "houses-1.5"
+    shutil.copy(model, named)
+    named.with_suffix(".html").write_text("of houses-1.6")
+    assert not (publish(named, tmp_path / "repository", name="m").parent / "report.html").exists()

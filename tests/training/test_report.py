@@ -260,6 +260,21 @@ def test_an_only_feature_of_any_kind_is_drawn_with_the_rows(tmp_path, kind):
     assert "while the others stand still" not in page.text
 
 
+@pytest.mark.parametrize("ends", [("0001-01-01", "2024-01-01"), ("2024-01-01", "9999-12-31")])
+def test_an_only_feature_of_dates_that_stand_for_never_is_drawn(tmp_path, ends):
+    first, last = (float(np.datetime64(end, "s").astype(np.int64)) for end in ends)
+    column = Column(name="until", kind="datetime", minimum=first, maximum=last)
+    page, *_ = report(tmp_path, columns=(column,), float64=True)
+    assert "along until" in page.alts[4]
+
+
+def test_a_value_that_may_be_a_mistake_is_told(tmp_path):
+    page, *_ = report(tmp_path, noise=100.0)
+    assert "One value is far off: y is " in page.text
+    page, *_ = report(tmp_path)
+    assert "One value is far off" not in page.text
+
+
 def test_with_several_features_the_cut_is_labelled_as_one(plain):
     page, *_ = plain
     assert "Of all features, b moves the predicted mean most while the others stand still" in page.text

@@ -264,7 +264,7 @@ def test_a_new_table_is_encoded_by_name():
 def test_a_value_of_another_kind_is_refused_with_its_row(name, value, sentence):
     frame = pl.DataFrame({other.name: pl.Series([None, None], dtype=pl.String) for other in COLUMNS})
     with pytest.raises(TableError, match=sentence):
-        encode(frame.with_columns(pl.Series(name, [None, value])), COLUMNS, first_row=11)
+        encode(frame.with_columns(pl.Series(name, [None, value])), COLUMNS, rows=np.array([11, 12]))
 
 
 def test_a_missing_feature_is_refused_with_the_nearest_names():
@@ -294,3 +294,8 @@ def test_a_value_outside_a_transform_is_refused_with_advice_that_also_holds_for_
     with pytest.raises(TableError, match=domain) as refused:
         encode_targets(pl.DataFrame({"y": [0.5, value]}), [target])
     assert str(refused.value).endswith("; leave such rows out, or fit a model without this transform")
+
+
+def test_numbers_longer_than_any_id_are_texts():
+    column, *_ = describe(pl.Series("k", ["1" * 5000, "2" * 5000]), categorical=True, max_categories=9, rows=np.arange(2))
+    assert (column.integer, column.categories) == (False, ["1" * 5000, "2" * 5000])

@@ -79,14 +79,23 @@ def test_several_targets_keep_the_order_they_were_named_in(tmp_path):
 
 def test_group_time_weight_and_excluded_columns_are_no_features(tmp_path):
     table = frame(
-        g=["v", "u"] * (ROWS // 2), t=[f"2024-01-01T00:00:{i % 60:02}" for i in range(ROWS)], w=np.arange(ROWS), junk=1
+        g=["v", "u"] * (ROWS // 2), t=[f"2024-01-01T00:00:{i % 60:02}" for i in range(ROWS)], w=1 + np.arange(ROWS), junk=1
     )
     result = read(tmp_path, table, group="g", time="t", weight="w", exclude=["junk"])
     assert [column.name for column in result.columns] == ["a"]
     assert result.groups[:3].tolist() == [1, 0, 1]
     assert result.groups.dtype == np.int64
     np.testing.assert_array_equal(np.diff(result.time[:60]), 1)
-    np.testing.assert_array_equal(result.weights, np.arange(ROWS))
+    np.testing.assert_array_equal(result.weights, 1 + np.arange(ROWS))
+
+
+def test_rows_of_weight_0_are_left_out_whatever_else_they_hold(tmp_path):
+    y = [None if i % 10 == 0 else i + 1.0 for i in range(ROWS)]
+    table = frame(y=y, w=[0.0 if i % 10 == 0 else 2.0 for i in range(ROWS)])
+    result = read(tmp_path, table, weight="w", transforms={"y": "log"})
+    assert result.rows == ROWS - ROWS // 10
+    assert set(result.weights) == {2.0}
+    assert f"{ROWS // 10} rows of weight 0 were left out" in result.notes
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
@@ -172,7 +181,9 @@ def test_all_columns_that_cannot_be_features_are_told_at_once(tmp_path):
 def test_repeated_rows_are_noted(tmp_path):
     table = pl.concat([frame(), frame()[:3]])
     (note,) = read(tmp_path, table).notes
-    assert note.startswith("3 rows repeat another row; copies on both sides of a division make the scores look better")
+    assert note.startswith(
+        "3 rows repeat another row; if they are copies, those on both sides of a division make the scores look"
+    )
     assert "and intervals too narrow for new rows" in note
     assert note.endswith("drop them, or name a column that marks the copies with --group")
 

@@ -88,3 +88,15 @@ def test_sentences_with_brackets_are_said_as_they_are(capsys):
         display.stage("fitting [/b]")
     said = capsys.readouterr().err.splitlines()[:3]  # what is left is the end of the bar
     assert said == ["note: column '[/b]' :smile:", "error: target 'speed [km/h]'", "fitting [/b]"]
+
+
+def test_a_hopeless_r2_leaves_room_for_the_other_columns(capsys):
+    terminal.show_scores("9 rows", {"model": {"y": SCORES.model_copy(update={"r2": -1e80})}}, rows=9)
+    assert "-1e+80 " in capsys.readouterr().out
+    terminal.show_scores("9 rows", {"model": {"y": SCORES.model_copy(update={"r2": -12.3456})}}, rows=9)
+    assert "-12.346 " in capsys.readouterr().out
+
+
+def test_dates_are_shown_as_dates(tmp_path, capsys):
+    terminal.show_manifest(write_formula_model(tmp_path / "model.onnx", columns=MIXED))
+    assert "2020-09-13 12:26:40 to 2023-11-14 22:13:20" in capsys.readouterr().out
