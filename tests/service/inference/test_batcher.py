@@ -62,6 +62,10 @@ async def ask(shared, x, coverage=(0.5,), outputs=("sum", "bound")):
     return (await shared.outputs(x, coverage=coverage, outputs=outputs)).arrays
 
 
+def submit(shared, x, done, coverage=(0.5,)):
+    return shared.submit(x, coverage=coverage, outputs=("sum",), done=done)
+
+
 async def reach_the_thread(model):
     assert await asyncio.to_thread(model.started.wait, 10)
 
@@ -90,6 +94,16 @@ async def test_requests_with_other_coverages_or_outputs_run_apart():
     assert sorted(model.runs) == [1, 1, 2]
     assert answers[1]["bound"].shape == (1, 2)
     assert set(answers[2]) == {"sum"}
+
+
+@pytest.mark.parametrize("sizes", [(8,), (4, 4), (1, 7)])
+async def test_requests_that_fill_a_run_wait_for_no_further_turn(sizes):
+    model, heard = Model(), []
+    shared = batcher(model, inline_seconds=8 * ROW_SECONDS)
+    for size in sizes:
+        submit(shared, rows(size), heard.append)
+    await asyncio.sleep(0)
+    assert model.runs == [8]
 
 
 async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size():
