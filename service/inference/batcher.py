@@ -208,10 +208,11 @@ class Batcher:
             )
 
     def _flush(self) -> None:
-        """Run what is small, once a turn of the event loop, unless this turn has brought more: then look again."""
+        """Run what is small, once a turn of the event loop; if this turn has brought more and there is room, look again."""
         loop = asyncio.get_running_loop()
         came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
-        if came and self._turns <= _MOST_TURNS and len(self._ready) < self._inline_rows:
+        ready_rows = self._rows[True]  # small calls wait nowhere else
+        if came and self._turns <= _MOST_TURNS and ready_rows < self._inline_rows:
             loop.call_soon(self._flush)
             return
         calls, self._ready = _shared(self._ready, rows=self._inline_rows)

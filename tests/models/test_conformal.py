@@ -441,6 +441,12 @@ def test_the_guarantee_of_a_split_names_its_bounds():
     assert "from c to c + 2/413" in guarantee("split", interval="equal_tailed", rows=412)
 
 
+@pytest.mark.parametrize("dependence", ["group", "time"])
+def test_the_guarantee_of_rows_that_depend_on_each_other_has_no_range_of_coverage(dependence):
+    assert "a 0.9 interval lies between" in guarantee("split", interval="symmetric", rows=412)
+    assert "lies between" not in guarantee("split", interval="symmetric", rows=412, dependence=dependence)
+
+
 def test_the_guarantee_of_a_tiny_split_makes_no_claim_at_90_percent():
     words = guarantee("split", interval="symmetric", rows=8)
     assert "0.9 interval" not in words

@@ -1,5 +1,6 @@
 """Clients that do their worst, on real sockets."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -8,8 +9,11 @@ import time
 import httpx
 import orjson
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from service.connections import MOST_WAITING
+from service.connections import MOST_WAITING, Connection, ConnectionLimits
+from service.metrics import ServiceMetrics
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
 
@@ -60,6 +64,36 @@ def test_what_does_not_arrive_is_not_waited_for(service, beginning):
     assert 0.5 < time.monotonic() - start < 5
     assert rejected(service, "slow") == before + 1
     serves(service)
+
+
+@pytest.mark.anyio
+async def test_what_waits_behind_other_requests_is_not_late_while_these_are_answered():
+    loop, answer, made = asyncio.get_running_loop(), asyncio.Event(), []
+
+    async def app(scope, receive, send):
+        await answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    def connection():
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        config.load()
+        limits, metrics = ConnectionLimits(request_seconds=1, connections=10), ServiceMetrics()
+        made.append(Connection(config, ServerState(), {}, limits=limits, metrics=metrics, draining=lambda: False))
+        return made[-1]
+
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with await loop.create_server(connection, "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(2 * request + request[:5])
+        while not made or not made[0].pipeline:
+            await asyncio.sleep(0)
+        made[0].check(loop.time() + 100)
+        answer.set()
+        writer.write(request[5:])
+        for _ in range(3):
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
 
 
 def test_a_byte_now_and_then_is_not_enough(service):
@@ -123,10 +157,25 @@ def test_a_body_without_an_end_is_cut(service):
     serves(service)
 
 
+def test_of_a_body_that_is_refused_little_more_is_read(service):
+    sent = 0
+    with connected(service) as client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        client.sendall(HEAD % 10**9 + b"\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+        for _ in range(1000):
+            client.sendall(b" " * 0x10000)
+            sent += 0x10000
+    assert sent < 5_000_000
+    serves(service)
+
+
 def test_too_many_connections_are_refused_and_room_comes_back(service):
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connected(service)) for _ in range(20)]
-        assert clients
+        for _ in range(20):
+            client = stack.enter_context(connected(service))
+            client.sendall(post(ROW))
+            assert answers(client, 1)[0][0] == 200
         with connected(service) as beyond:
             received = all_of(beyond)
         assert refusal(received) == (503, "overloaded: 20 connections are open (setting max_connections); try again later")
@@ -352,6 +401,19 @@ def test_trailers_and_extensions_of_chunks_are_cut(service, more):
             time.sleep(0.001)
         assert refusal(all_of(client))[0] in (400, 431)
     serves(service)
+
+
+def test_extensions_of_chunks_between_which_a_body_grows_are_passed_over(service):
+    head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(service) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(head)
+        for byte in ROW[:8]:
+            for piece in (b"1;" + b"x" * 20_000, b"\r\n%c\r\n" % byte):
+                client.sendall(piece)
+                time.sleep(0.005)  # so that it comes alone
+        client.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(ROW) - 8, ROW[8:]))
+        assert answers(client, 1)[0][0] == 200
 
 
 @pytest.mark.parametrize("beginning", [post(ROW), b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"])

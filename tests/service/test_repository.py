@@ -224,6 +224,17 @@ async def test_an_outage_of_the_file_system_takes_no_model_away(repository, monk
     assert models.model("m").version == 1
 
 
+async def test_a_folder_that_cannot_be_told_from_a_file_takes_no_model_away(repository, monkeypatch):
+    models = await scanned(repository)
+
+    def outage(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(type(repository), "is_dir", outage)
+    await models.rescan()
+    assert models.model("m").version == 1
+
+
 async def test_a_file_that_could_not_be_read_is_tried_again(repository, caplog):
     attempts = []
 

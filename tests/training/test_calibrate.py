@@ -10,7 +10,7 @@ from scipy import stats
 
 from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, read_model, session_run, write_model
 from models.distributions import MOST_DEGREES_OF_FREEDOM
-from models.manifest import Column, Manifest, Target
+from models.manifest import Column, Evaluation, Manifest, Target
 from tests.model_files import formula_network, write_formula_model
 from training.calibrate import (
     Residuals,
@@ -163,7 +163,7 @@ def test_a_predictor_without_error_is_refused_with_a_suspicion():
 
 def test_groups_too_small_for_a_coverage_are_named():
     calibration = calibration_of(residuals(200), group_column="colour")  # green has three rows
-    assert small_groups(0.7, calibration) == []
+    assert small_groups(0.75, calibration) == []
     assert small_groups(0.9, calibration) == ["colour green has 3 calibration rows: its largest coverage is 0.75, not 0.9"]
 
 
@@ -281,7 +281,8 @@ def test_calibrating_a_biased_model_anew_restores_its_coverage(tmp_path, interva
 
 def test_calibrating_anew_leaves_the_mean_and_drops_the_old_evaluation(tmp_path):
     path = tmp_path / "model.onnx"
-    write_model_file(path)
+    evaluated = write_model_file(path).model_copy(update={"evaluation": Evaluation(rows=9, source="test", targets={})})
+    write_model(read_model(path)[0], evaluated, path)
     x, y = biased_rows(300, seed=1)
     before = open_model(path)[0](x, np.array([0.9]))
     manifest = recalibrate(path, x, y, output=path, interval=None, group_column=None)
@@ -389,6 +390,13 @@ def test_a_calibration_that_fails_leaves_the_old_file(tmp_path, rows, group_colu
         recalibrate(path, *biased_rows(rows, seed=1), output=path, interval=None, group_column=group_column)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_default_coverage_that_the_rows_just_support_is_accepted(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_model_file(path)
+    manifest = recalibrate(path, *biased_rows(9, seed=1), output=path, interval=None, group_column=None)
+    assert (manifest.default_coverage, manifest.calibration.common_coverage) == (0.9, 0.9)
 
 
 def test_rows_without_a_known_value_of_the_group_column_do_not_calibrate_by_it(tmp_path):

@@ -38,7 +38,9 @@ def targets_of(*transforms):
 def model(tmp_path):
     """`model(residuals, ...)` -> (run, manifest) of a formula network with that calibration, answering in float64."""
 
-    def made(residuals=None, *, targets=ONE, family="gaussian", freedom=None, interval="symmetric", group_column=None):
+    def made(
+        residuals=None, *, targets=ONE, family="gaussian", freedom=None, interval="symmetric", group_column=None, offset=0.0
+    ):
         calibration = calibrated(
             residuals,
             method="none" if residuals is None else "split",
@@ -48,7 +50,9 @@ def model(tmp_path):
             columns=COLUMNS,
             group_column=group_column,
         )
-        graph = calibrated_graph(network(targets), columns=COLUMNS, targets=targets, calibration=calibration, float64=True)
+        graph = calibrated_graph(
+            network(targets, offset), columns=COLUMNS, targets=targets, calibration=calibration, float64=True
+        )
         draft = write_formula_model(tmp_path / "draft.onnx", columns=tuple(COLUMNS), targets=tuple(targets))
         about = draft.network.model_copy(update={"family": family, "degrees_of_freedom": freedom})
         manifest = draft.model_copy(update={"calibration": calibration, "network": about})
@@ -57,8 +61,8 @@ def model(tmp_path):
     return made
 
 
-def network(targets):
-    return formula_network(features=len(COLUMNS), targets=len(targets))
+def network(targets, offset=0.0):
+    return formula_network(features=len(COLUMNS), targets=len(targets), offset=offset)
 
 
 def rows(number, *, seed=0, size=1.0):
@@ -225,6 +229,17 @@ def test_moments_are_answered_as_the_graph_would(model, interval, transforms, ca
     assert_same(answers, predicted(run, x, y, manifest))
 
 
+@intervals
+def test_moments_far_from_zero_are_answered_as_the_graph_would_to_the_last_digits(model, interval):
+    residuals = some_residuals(300)
+    run, manifest = model(residuals, interval=interval, offset=2e9)
+    x, y = rows(40), np.full((40, 1), 2e9)
+    answers = calibrated_predictions(member_moments(network(ONE, 2e9), x), x, y, manifest, residuals=residuals)
+    expected = predicted(run, x, y, manifest)
+    for side in ("lower", "upper"):
+        np.testing.assert_allclose(getattr(answers, side), getattr(expected, side), rtol=0, atol=2 * np.spacing(2e9))
+
+
 def test_an_evaluation_scores_baselines_by_their_own_family_on_the_same_rows(model):
     run, manifest = model(some_residuals(300), family="student_t", freedom=[3.0])
     x = rows(200)
@@ -288,6 +303,18 @@ def test_cross_predicted_intervals_hold_what_they_say_for_good_and_for_wrong_pre
     np.testing.assert_array_equal(np.sort(np.concatenate([part for part, _ in predictions.sources])), np.arange(2000))
     factor = predictions.scale / moments[1]
     assert np.all(np.abs(factor - 1) < 0.1) != wrong
+
+
+@intervals
+def test_values_that_many_rows_share_lie_within_the_cross_predicted_intervals_that_they_make(model, interval):
+    targets = targets_of(*["identity"] * 30)  # each with roundings of its own
+    _, manifest = model(some_residuals(9, targets=30), targets=targets, interval=interval)
+    y = np.repeat([[0.3], [0.7]], 60, axis=0) * np.ones(30)
+    location, scale = np.random.default_rng(0).uniform([[0.4], [0.1]], [[0.6], [0.3]], (2, 30))
+    predictions = cross_predicted((location * np.ones_like(y), scale * np.ones_like(y)), rows(120), y, manifest)
+    nine = predictions.coverages.index(0.9)
+    inside = (predictions.lower[..., nine] <= y) & (y <= predictions.upper[..., nine])
+    assert inside.all()
 
 
 def test_the_coverage_of_all_cross_predicted_rows_says_nothing_of_the_model_and_the_scores_do(model):
@@ -372,6 +399,14 @@ def test_rows_of_one_group_get_their_intervals_without_each_other(model):
     assert sum(map(len, in_parts)) == 12
     alone = cross_predicted(moments, x, y, manifest, groups=np.zeros(120, dtype=np.int64))
     assert_same(alone, cross_predicted(moments, x, y, manifest))
+
+
+def test_a_large_group_leaves_the_coverages_that_the_few_other_rows_support(model):
+    _, manifest = model(some_residuals(9))
+    moments, x, y = cases(60)
+    predictions = cross_predicted(moments, x, y, manifest, groups=np.maximum(np.arange(60) - 51, 0))  # 52 rows, and 8 alone
+    assert predictions.coverages == [0.5, 0.8]
+    assert np.isfinite(predictions.lower).all()
 
 
 def test_a_row_gets_the_interval_of_its_own_group_of_the_other_parts(model):

@@ -1,5 +1,6 @@
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -225,6 +226,11 @@ def test_a_target_near_zero_is_answered_in_float32(near):
     assert not needs_float64(result, TARGETS)
     answer = whole(result, network)(rows(3), np.array([0.9]))
     assert {values.dtype.type for values in answer.values()} == {np.float32}
+
+
+@pytest.mark.parametrize(("centre", "float64"), [(500.0, False), (5000.0, True), (-5000.0, True)])
+def test_a_target_some_thousand_stds_from_zero_is_answered_in_float64(near, centre, float64):
+    assert needs_float64(replace(near[0], centre=[centre, 0.0], scale=[1.0, 1.0]), TARGETS) == float64
 
 
 def test_a_transformed_target_is_answered_in_float64(near):

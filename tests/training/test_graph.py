@@ -227,6 +227,28 @@ def test_a_value_that_an_end_is_made_of_lies_within(values, transform, float64, 
         np.testing.assert_allclose([lower, upper], values, rtol=1e-5, atol=1e-5)
 
 
+def test_each_value_that_an_end_is_made_of_lies_within_its_float32_answer():
+    y, coverage = 4 + np.arange(1, 100) / 1000, np.arange(1, 100) / 100  # the k-th end is made of the k-th value
+    scale = answers(model(), x=X[:1])["scale"][0, 0]
+    answer = answers(model((y / scale)[None], float64=False), x=X[:1], coverage=coverage)  # this row's location is 0
+    lower, upper = (answer[side][0, 0].astype(np.float64) for side in ("lower", "upper"))
+    assert (lower <= -y).all()
+    assert (y <= upper).all()
+    np.testing.assert_allclose(upper, y, rtol=1e-6)
+
+
+@intervals
+def test_ends_far_from_zero_are_moved_outwards_by_a_few_digits_of_float64(interval):
+    far, residuals = formula_network(features=2, targets=1, offset=2e9), np.linspace(-1, 1, 99)[None]
+    answer = answers(model(residuals, interval=interval, network=far))
+    digit = np.spacing(2e9)  # 2.4e-7
+    for side, factors in zip(("lower", "upper"), interval_factors(residuals, COVERAGE, interval=interval), strict=True):
+        exact = answer["location"][..., None] + answer["scale"][..., None] * factors
+        outwards = (answer[side] - exact) * (-1 if side == "lower" else 1)
+        assert (outwards >= 4 * digit).all(), "a location of other digits, in a run of other rows, would leave its rows out"
+        assert (outwards <= 16 * digit).all(), "a target of 2e9 +- 1 would feel it"
+
+
 def test_a_group_too_small_for_a_coverage_is_infinite_alone():
     graph = model(draws(99), draws(5), draws(50), columns=MIXED, group_column="open", codes=(None, 0.0, 1.0))
     x = np.zeros((3, 5))

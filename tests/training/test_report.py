@@ -13,6 +13,7 @@ from models.transforms import TRANSFORMS
 from tests.model_files import MIXED, NUMERIC, write_formula_model
 from training import curves
 from training.evaluate import Predictions, cross_predicted, evaluation, predicted
+from training.figures import draw_pit
 from training.fit import Epoch
 from training.report import MOST_POINTS, report_page
 
@@ -174,6 +175,20 @@ def test_a_baseline_that_loses_is_said_to_lose(plain):
     assert "This model is better than the homoscedastic baseline in NLL and CRPS." in page.text
 
 
+@pytest.mark.parametrize("better_in", ["nll", "crps", "rmse"])
+def test_a_baseline_that_wins_in_one_score_is_no_warning(tmp_path, better_in):
+    write_formula_model(tmp_path / "model.onnx")
+    run, manifest = open_model(tmp_path / "model.onnx", threads=1)
+    x, y = rows_of(manifest, run)
+    predictions, network = predicted(run, x, y, manifest), manifest.network
+    scores = evaluation(predictions, targets=manifest.targets, network=network, baselines={}, source="test")
+    winner = scores.targets["y"].model_copy(update={better_in: getattr(scores.targets["y"], better_in) - 1})
+    scores = scores.model_copy(update={"baselines": {"homoscedastic": {"y": winner}}})
+    page = report_page(manifest.model_copy(update={"evaluation": scores}), predictions=None, x=x[:0], run=run, history=[])
+    assert f"The homoscedastic baseline is better in {better_in.upper()}, and this model is better in nothing." in page.decode()
+    assert "do not read much into" not in page.decode()
+
+
 @pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (0.51, False), (0.3, True), (2.5, True)])
 def test_a_scale_factor_far_from_1_is_a_warning(tmp_path, factor, warned):
     page = untested(tmp_path, scale_factor=factor)
@@ -185,6 +200,17 @@ def test_the_guarantee_comes_with_the_range_of_coverage_that_the_calibration_row
     low, high = stats.beta.ppf([0.05, 0.95], 90, 10)
     assert "for tests" in page.text
     assert f"{low:.3f} to {high:.3f}" in page.text
+
+
+@pytest.mark.parametrize("dependence", ["group", "time"])
+def test_rows_that_depend_on_each_other_leave_no_range_of_coverage(tmp_path, dependence):
+    write_formula_model(tmp_path / "model.onnx")
+    run, manifest = open_model(tmp_path / "model.onnx", threads=1)
+    calibration = manifest.calibration.model_copy(update={"dependence": dependence})
+    dependent = manifest.model_copy(update={"calibration": calibration})
+    pages = [report_page(one, predictions=None, x=np.empty((0, 2)), run=run, history=[]) for one in (manifest, dependent)]
+    low, high = stats.beta.ppf([0.05, 0.95], 90, 10)
+    assert [f"{low:.3f} to {high:.3f}" in page.decode() for page in pages] == [True, False]
 
 
 def test_groups_are_listed_with_what_their_rows_support(tmp_path):
@@ -360,6 +386,19 @@ def test_the_rows_covered_are_those_within_the_intervals_of_the_graph(tmp_path, 
     assert nominal[-1] == largest
 
 
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+@pytest.mark.parametrize("offset", [0.0, 2e9])
+def test_a_row_at_the_end_of_its_interval_is_covered_and_one_beyond_is_not(tmp_path, offset, interval):
+    write_formula_model(tmp_path / "m.onnx", interval=interval, offset=offset, float64=True)
+    run, manifest = open_model(tmp_path / "m.onnx", threads=1)
+    x, _ = rows_of(manifest, run)
+    end = run(x, np.array([0.9]))["upper"][..., 0]
+    little = max(1e-10, 2 * np.spacing(offset))
+    for y, within in ((end - little, True), (end + little, False)):
+        nominal, inside = curves.covered(predicted(run, x, y, manifest), manifest, target=0)
+        assert (inside[:, nominal == 0.9] == within).all()
+
+
 def test_the_sampling_band_holds_nine_in_ten_shares_of_calibrated_models():
     random = np.random.default_rng(0)
     for rows, calibration_rows, share in ((100, 99, 0.9), (1000, 199, 0.5), (500, 99_999, 0.05)):
@@ -400,6 +439,19 @@ def test_error_by_std_finds_the_error_of_each_level_of_std():
     predicted_std, errors = curves.error_by_std(random.normal(size=8000) * std, np.zeros(8000), std)
     np.testing.assert_allclose(predicted_std, [1.0] * 5 + [3.0] * 5)
     np.testing.assert_allclose(errors, predicted_std, rtol=0.1)  # 800 rows a bin: standard error 2.5 %
+
+
+@pytest.mark.parametrize(("rows", "bins"), [(39, 1), (40, 2), (199, 9), (1000, 10)])
+def test_a_bin_of_error_by_std_has_twenty_rows_or_more(rows, bins):
+    predicted_std, _ = curves.error_by_std(np.zeros(rows), np.zeros(rows), np.arange(1.0, rows + 1))
+    assert len(predicted_std) == bins
+
+
+@pytest.mark.parametrize(("rows", "calibration_rows", "bins"), [(400, 400, 20), (399, 1000, 10), (1000, 399, 10)])
+def test_a_pit_of_few_rows_has_few_bins(rows, calibration_rows, bins):
+    pit = (np.arange(rows) + 0.5) / rows
+    picture = draw_pit(pit, calibration_rows=calibration_rows, target=Target(name="y", minimum=0.0, maximum=1.0))
+    assert f"0 of {bins} bins lie outside" in picture.alt
 
 
 def test_error_by_std_makes_one_bin_of_few_rows():

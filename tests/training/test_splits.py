@@ -83,7 +83,7 @@ def test_the_test_rows_do_not_depend_on_how_the_rest_is_used():
     assert all(np.array_equal(plan.test, plans[0].test) for plan in plans)
 
 
-@pytest.mark.parametrize(("rows", "method"), [(2221, "cross"), (2223, "split")])
+@pytest.mark.parametrize(("rows", "method"), [(2221, "cross"), (2222, "split")])
 def test_auto_crosses_below_2000_rows_outside_the_test_rows(rows, method):
     assert planned(rows).method == method
 
@@ -103,6 +103,19 @@ def test_a_large_group_does_not_become_a_small_share(seed):
     assert [len(plan.test), len(plan.calibration)] == [100, 50]
     equal = planned(2100, groups=np.repeat(np.arange(6), 350), calibration="split", calibration_share=0.1, seed=seed)
     assert [len(equal.test), len(equal.calibration)] == [350, 350]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_are_of_one_size_where_groups_allow_it(seed):
+    groups = np.repeat(np.arange(21), [100] + [20] * 20)
+    plan = planned(500, groups=groups, calibration="cross", test_share=0.0, seed=seed)
+    assert [len(fold) for fold in plan.folds] == [100] * 5
+
+
+def test_a_group_of_more_rows_than_early_stopping_needs_is_kept_whole():
+    groups = np.repeat(np.arange(12), [MOST_STOP_ROWS + 500] + [1000] * 11)
+    plan = planned(len(groups), groups=groups, calibration="none", test_share=0.0, stop_share=0.5, members=2)
+    assert sorted(map(len, plan.stop)) == [MOST_STOP_ROWS, MOST_STOP_ROWS + 500]
 
 
 def test_calibration_and_stop_rows_are_capped_and_the_others_fit():

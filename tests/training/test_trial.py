@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,23 @@ def test_a_target_that_differs_from_value_to_value_takes_finer_frequencies():
 def test_few_rows_say_nothing_of_frequencies():
     _, scale = chosen(lambda x, random: np.sign(np.sin(12 * x[:, 0])), rows=1200)
     assert scale == FREQUENCY_SCALE
+
+
+@pytest.mark.parametrize(
+    ("crps", "scale"),
+    [
+        ({0.3: 1.0, 1.0: 0.9, 3.0: 0.8}, 3.0),
+        ({0.3: 1.0, 1.0: 0.9, 3.0: 0.92}, 1.0),
+        ({0.3: 1.0, 1.0: 1.01, 3.0: 0.5}, 0.3),  # 3 is tried only where 1 gained
+        ({0.3: 1.0, 1.0: 0.97, 3.0: 0.96}, 0.3),  # not clearly better
+    ],
+)
+def test_frequencies_become_finer_as_long_as_trials_gain(crps, scale, monkeypatch):
+    def fitted(*_, options, **__):
+        return SimpleNamespace(history=[SimpleNamespace(best_crps=crps[options.frequency_scale])])
+
+    monkeypatch.setattr("training.trial.fit", fitted)
+    assert chosen(noise, rows=1500, dropout=0.1) == (0.1, scale)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

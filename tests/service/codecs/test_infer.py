@@ -83,6 +83,14 @@ def test_infinity_is_refused_by_row_and_feature():
     ]
 
 
+def test_what_cannot_be_read_is_not_said_to_be_missing_too():
+    inputs = [column("a", "FP64", 1, 2), column("b", "BYTES", "4", "five")]
+    assert [str(problem) for problem in refusal({"inputs": inputs}).problems] == [
+        "row 0, feature 'b': '4' is a text; give a number, without quotes",
+        "row 1, feature 'b': 'five' is a text; give a number",
+    ]
+
+
 def test_infinity_in_the_place_of_a_category_is_refused_without_a_warning():
     body = np.array([[1, 2, math.inf, -math.inf, 1.65e9]]).tobytes()
     assert [str(problem) for problem in refusal(body, json_bytes=0, features=MIXED_FEATURES).problems] == [

@@ -152,6 +152,7 @@ def test_too_many_rows_are_refused_with_the_limit_and_its_setting():
 def test_an_answer_that_would_explode_is_refused_with_the_limit_and_its_setting():
     with pytest.raises(TooLargeError, match=r"would hold 10050 numbers; at most 10000 .*max_answer_values"):
         read({"instances": [[1, 2]] * 10, "samples": 1000})
+    assert read({"instances": [[1, 2]] * 10, "samples": 995}).question.numbers == 10_000
 
 
 def test_too_many_coverages_and_quantiles_are_refused_with_the_limit_and_its_setting():
@@ -325,6 +326,15 @@ def test_several_targets_stand_by_name_with_the_warnings_of_their_row():
     assert set(first) == {"y", "z"}
     assert set(second) == {"y", "z", "warnings"}
     assert math.isclose(second["z"]["mean"], 1.0)
+
+
+@pytest.mark.parametrize("targets", [("share %",), ("moisture %", "50%b")])
+def test_percent_signs_of_targets_and_warnings_are_written_as_they_are(targets):
+    warnings = {1: ["'50%' is an unknown category", "%d"]}
+    text = answer(prediction(2, len(targets), 1), warnings, coverage=(0.9,), targets=targets, model={})
+    first, second = orjson.loads(text)["predictions"]
+    assert second["warnings"] == warnings[1]
+    assert len(targets) == 1 or set(first) == set(targets)
 
 
 def test_a_float32_is_written_with_the_digits_it_has():

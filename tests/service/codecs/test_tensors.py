@@ -106,6 +106,11 @@ def test_what_is_wrong_with_a_tensor_is_said(changes, sentence):
     assert sentence in refusal([tensor(**changes)])
 
 
+@pytest.mark.parametrize("data", [[1, 2, [3, 4], [5, 6]], iter([[1, 2], [[3, 4], [5, 6]]])], ids=["whole", "in parts"])
+def test_data_is_not_flat_here_and_nested_there(data):
+    assert refusal([tensor(shape=[3, 2], data=data)]).startswith("the data of input 'x' has ")
+
+
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [

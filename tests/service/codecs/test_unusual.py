@@ -46,6 +46,13 @@ def test_of_many_unusual_rows_the_first_are_told():
     assert list(warnings_about(unusual, MIXED_FEATURES, rows=2)) == [0, 2]
 
 
+@pytest.mark.parametrize("more", [0, 100])
+def test_a_row_is_told_once_in_its_place_for_whatever_is_unusual(more):
+    odd = [[9, 99, "red", True, 1.6e9], [0, 1, "pink", True, 1.6e9], [0, 1, "red", True, 1.6e9], [9, 1, "pink", True, 1.6e9]]
+    x, unknown, _ = read_instances(odd + more * odd[:1], MIXED_FEATURES)
+    assert find_unusual(x, unknown, MIXED_FEATURES).rows == [0, 1, 3, *range(4, 4 + more)]
+
+
 @pytest.mark.parametrize("categories", [0, 5])
 def test_of_very_many_unusual_values_the_first_are_described(categories, monkeypatch):
     monkeypatch.setattr("service.codecs.unusual._DESCRIBED", 10)

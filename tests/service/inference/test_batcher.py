@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -62,6 +63,10 @@ async def ask(shared, x, coverage=(0.5,), outputs=("sum", "bound")):
     return (await shared.outputs(x, coverage=coverage, outputs=outputs)).arrays
 
 
+def submit(shared, x, done, coverage=(0.5,)):
+    return shared.submit(x, coverage=coverage, outputs=("sum",), done=done)
+
+
 async def reach_the_thread(model):
     assert await asyncio.to_thread(model.started.wait, 10)
 
@@ -90,6 +95,43 @@ async def test_requests_with_other_coverages_or_outputs_run_apart():
     assert sorted(model.runs) == [1, 1, 2]
     assert answers[1]["bound"].shape == (1, 2)
     assert set(answers[2]) == {"sum"}
+
+
+async def test_requests_that_fill_a_run_to_its_last_row_share_it():
+    model = Model()
+    shared = batcher(model, inline_seconds=8 * ROW_SECONDS)
+    await asyncio.gather(ask(shared, rows(5)), ask(shared, rows(3)))
+    assert model.runs == [8]
+
+
+async def test_a_run_waits_while_turns_of_the_event_loop_bring_more():
+    model, heard = Model(), []
+    shared = batcher(model)
+    for _ in range(3):
+        submit(shared, rows(1), heard.append)
+        await asyncio.sleep(0)
+    assert model.runs == []
+    await asyncio.sleep(0)
+    assert model.runs == [3]
+
+
+async def test_a_run_does_not_wait_for_ever_while_each_turn_brings_more():
+    model, heard = Model(), []
+    shared = batcher(model, inline_seconds=1000 * ROW_SECONDS)
+    for _ in range(20):
+        submit(shared, rows(1), heard.append)
+        await asyncio.sleep(0)
+    assert len(heard) > 10
+
+
+@pytest.mark.parametrize("sizes", [(8,), (4, 4), (1, 7)])
+async def test_requests_that_fill_a_run_wait_for_no_further_turn(sizes):
+    model, heard = Model(), []
+    shared = batcher(model, inline_seconds=8 * ROW_SECONDS)
+    for size in sizes:
+        submit(shared, rows(size), heard.append)
+    await asyncio.sleep(0)
+    assert model.runs == [8]
 
 
 async def test_small_runs_stay_on_the_event_loops_thread_and_within_their_size():
@@ -131,6 +173,27 @@ async def test_rows_that_a_run_shows_to_be_fast_run_on_the_event_loop_from_then_
     assert on_the_loop == [False, True, False, True]
 
 
+async def test_rows_that_a_run_shows_to_be_slow_stay_with_the_thread():
+    model = Model()
+    shared = batcher(model, row_seconds=1, inline_seconds=1e-9)  # which no run is short of
+    for _ in range(2):
+        await ask(shared, rows(12))
+        await asyncio.sleep(0)  # runs are counted after their answers
+    assert threading.current_thread() not in model.threads
+
+
+async def test_large_requests_of_one_turn_share_a_run():
+    model, heard = Model(), []
+    shared = batcher(model, run_rows=64)
+    submit(shared, rows(20), heard.append)
+    model.started.wait(timeout=0.05)  # this turn lasts so long that the thread would have begun
+    submit(shared, rows(20), heard.append)
+    await reach_the_thread(model)
+    while len(heard) < 2:
+        await asyncio.sleep(0)
+    assert model.runs == [40]
+
+
 async def test_the_thread_goes_on_while_the_event_loop_is_busy():
     model = Model()
     model.may_run.clear()
@@ -164,6 +227,18 @@ async def test_a_busy_model_gives_its_thread_to_others():
     await asyncio.wait_for(ask(other, rows(20)), 10)
     stop.set()
     await asyncio.gather(*callers)
+
+
+async def test_a_busy_model_takes_a_thread_again_for_what_is_left():
+    model = Model()
+
+    def slow(*arguments):
+        time.sleep(0.03)
+        return model(*arguments)
+
+    shared = batcher(slow, run_rows=20)
+    calls = [ask(shared, rows(20), coverage=(c,)) for c in (0.5, 0.6, 0.7)]  # no thread is kept for so long
+    assert len(await asyncio.wait_for(asyncio.gather(*calls), 10)) == 3
 
 
 async def test_what_queues_up_during_a_run_shares_the_next():
@@ -225,6 +300,17 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_intact():
     await ask(shared, rows(1))
 
 
+async def test_a_caller_cancelled_in_the_turn_of_its_answer_is_no_bug(caplog):
+    model = Model()
+    call = asyncio.create_task(ask(batcher(model), rows(8)))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert model.runs == [8]
+    assert call.cancelled()
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("inline_rows", [0, 8])
 async def test_a_call_that_is_given_up_hears_why_and_is_not_run(inline_rows):
     model = Model()
@@ -260,6 +346,30 @@ async def test_a_failing_run_fails_only_the_request_that_makes_it_fail(inline_ro
     assert answers[2]["sum"].tolist() == [1.0, 5.0]
 
 
+@pytest.mark.parametrize("inline_rows", [0, 8])
+async def test_an_answer_that_cannot_be_handed_over_keeps_none_from_the_others(inline_rows):
+    shared, heard = batcher(Model(), inline_seconds=inline_rows * ROW_SECONDS), []
+    submit(shared, rows(1), lambda _: 1 / 0)
+    submit(shared, rows(1), heard.append)
+    end = time.monotonic() + 10
+    while not heard:
+        assert time.monotonic() < end
+        await asyncio.sleep(0)
+    assert heard[0].arrays["sum"].tolist() == [1.0]
+    assert shared.queued_rows == 0
+
+
+async def test_an_answered_call_is_kept_no_longer():
+    shared, x = batcher(Model(), deadline_seconds=60.0), rows(20)
+    kept = weakref.ref(x)
+    await ask(shared, x)
+    del x
+    end = time.monotonic() + 2
+    while kept() is not None:  # the thread lets go of it a moment later
+        assert time.monotonic() < end
+        await asyncio.sleep(0)
+
+
 async def test_a_full_queue_refuses_at_once_and_takes_in_again_later():
     model = Model()
     model.may_run.clear()
@@ -279,6 +389,19 @@ async def test_a_request_past_its_deadline_is_refused_and_not_run():
     with pytest.raises(DeadlineError, match="deadline_seconds"):
         await ask(batcher(model, deadline_seconds=-1.0), rows(1))
     assert model.runs == []
+
+
+async def test_the_timeout_of_a_request_is_no_way_around_the_deadline_of_all():
+    with pytest.raises(DeadlineError):
+        await batcher(Model(), deadline_seconds=-1.0).outputs(rows(1), coverage=(0.5,), outputs=("sum",), timeout_seconds=60.0)
+
+
+async def test_the_seconds_of_a_run_count_for_each_of_its_requests():
+    shared = batcher(Model())
+    await asyncio.gather(*(ask(shared, rows(1)) for _ in range(3)))
+    shared.count()
+    assert shared._metrics.run.count == 1
+    assert shared._metrics.seconds["run"] == pytest.approx(3 * shared._metrics.run.total)
 
 
 async def test_waits_are_measured_where_the_event_loops_clock_stands_still(monkeypatch):

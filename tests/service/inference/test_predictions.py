@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.artifact import cpu_session, read_model, session_run
-from models.manifest import Target
+from models.manifest import ResidualGroup, Target
 from service.errors import InvalidRequestError
 from service.inference.predictions import Question, calibrated_targets, check_finite, check_support, predict
 from tests.model_files import MIXED, write_formula_model
@@ -55,6 +55,21 @@ def test_a_probability_inverts_the_quantile(path):
     quantile = answered(path, NEAR[:1], quantiles=(0.31,))[0].quantiles[0, 0, 0]
     probability = answered(path, NEAR[:1], thresholds=(float(quantile) * (1 + 1e-9),))[0].cdf
     assert 0.31 <= probability[0, 0, 0] < 0.32
+
+
+@pytest.mark.parametrize(("location", "least"), [(0.0, 0), (1000.1, 999)])
+def test_the_probability_up_to_a_count_counts_it_where_float32_is_a_digit_off(path, location, least):
+    counts, scale = np.repeat([least, least + 1, least + 5], [40, 37, 22]), 0.9
+    manifest = write_formula_model(path)
+    residuals = ResidualGroup(residuals=[((counts - location) / scale).tolist()])
+    calibration = manifest.calibration.model_copy(update={"groups": [residuals]})
+    targets = calibrated_targets(manifest.model_copy(update={"calibration": calibration}))
+    question = Question(np.zeros((1, 2)), coverage=(), thresholds=(least - 0.5, least, least + 1, least + 2, least + 5))
+    for side in np.float32([-np.inf, np.inf]):
+        zeros = dict.fromkeys(question.outputs, np.zeros((1, 1), dtype=np.float32))
+        off = {"location": np.nextafter(np.float32([[location]]), side), "scale": np.nextafter(np.float32([[scale]]), side)}
+        cdf = predict(question, zeros | off, targets).cdf[0, 0]
+        np.testing.assert_allclose(cdf, [0.005, 0.4, 0.77, 0.775, 0.99])  # of 99 rows, and half a row where there is none
 
 
 def test_a_threshold_beyond_the_targets_domain_is_certain(path):
