@@ -1,7 +1,7 @@
 """Predictive distributions on arrays: one small class per family, given by its moments.
 
 `mean`, `std` and every argument broadcast against each other; so `distribution(...)` of [rows, 1] parameters takes
-[k] thresholds and gives [rows, k]. `std` is always the standard deviation, never a family's own scale parameter.
+[k] values and gives [rows, k]. `std` is always the standard deviation, never a family's own scale parameter.
 """
 
 import math

@@ -238,7 +238,6 @@ class Connection(HttpToolsProtocol):
         """Called when an answer is out."""
         if self._arriving_since is not None and not self._in_head and not self.pipeline:
             self._leftover_bytes = 0  # of this request, which was refused early: the rest of it is of no use
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         if self.pipeline:

@@ -105,10 +105,9 @@ class ModelMetrics:
             "errorbar_predicted_std_share": self.std,
             "errorbar_interval_width_share": self.width,
         }
-        ranges = [(t.maximum or 0.0) - (t.minimum or 0.0) for t in targets]
         self._aside: defaultdict[Any, list[Arrays]] = defaultdict(list)
         self._numbers_aside = 0
-        self._ranges = np.array([size if size > 0 else 1.0 for size in ranges])
+        self._ranges = np.array([t.maximum - t.minimum if t.maximum > t.minimum else 1.0 for t in targets])
 
     def finished(self, outcome: str, seconds: float) -> None:
         """A request was answered or refused."""

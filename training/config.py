@@ -47,7 +47,7 @@ class TableOptions(_Options):
 SIZES: dict[str, dict[str, int]] = {
     "small": {"members": 4, "width": 64, "depth": 2, "frequencies": 8, "embedding_outputs": 4},
     "default": {},
-    "large": {"members": 16, "width": 256, "depth": 3, "frequencies": 16},
+    "large": {"members": 16, "width": 256},
 }
 """What `size` changes of the other defaults; benchmarks/results/sizes.md shows what each costs and gains."""
 
