@@ -137,6 +137,12 @@ def read_column(
     return cells
 
 
+def first_names(features: Features) -> str:
+    """The first names of features, for a sentence."""
+    shown = ", ".join(features.names[:5])
+    return shown if len(features.names) <= 5 else f"{shown}, ..."
+
+
 def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
     """Each instance's values in the model's order; absent ones are None."""
     whole = _whole(instances, features)
@@ -179,9 +185,4 @@ def _unknown_names(row: int, instance: dict[str, Any], features: Features) -> It
 def _wrong_form(row: int, instance: object, features: Features) -> Problem:
     found = f"an array of {len(instance)}" if isinstance(instance, list) else json_type(instance)
     width = len(features.names)
-    return Problem(f"is {found}; give an object of feature names, or an array of {width} ({_first_names(features)})", row=row)
-
-
-def _first_names(features: Features) -> str:
-    shown = ", ".join(features.names[:5])
-    return shown if len(features.names) <= 5 else f"{shown}, ..."
+    return Problem(f"is {found}; give an object of feature names, or an array of {width} ({first_names(features)})", row=row)
