@@ -73,21 +73,11 @@ class Features(nn.Module):
 
     def __init__(self, statistics: FeatureStatistics) -> None:
         super().__init__()
-
-        def constant(name: str, values: list[int] | list[float] | list[list[float]], dtype: torch.dtype) -> None:
-            self.register_buffer(name, torch.tensor(values, dtype=dtype))
-
         self.statistics = statistics
-        constant("scaled", statistics.scaled, torch.int64)
-        constant("centre", statistics.centre, torch.float64)
-        constant("scale", statistics.scale, torch.float64)
-        constant("component_weight", statistics.component_weight, torch.float64)
-        constant("component_centre", statistics.component_centre, torch.float64)
-        constant("indicated", statistics.indicated, torch.int64)
-        constant("one_hot", statistics.one_hot, torch.int64)
-        constant("one_hot_code", statistics.one_hot_code, torch.float64)
-        constant("cyclic", statistics.cyclic, torch.int64)
-        constant("cycle_seconds", statistics.cycle_seconds, torch.float64)
+        for name in ("scaled", "indicated", "one_hot", "cyclic"):
+            self.register_buffer(name, torch.tensor(getattr(statistics, name), dtype=torch.int64))
+        for name in ("centre", "scale", "component_weight", "component_centre", "one_hot_code", "cycle_seconds"):
+            self.register_buffer(name, torch.tensor(getattr(statistics, name), dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scaled columns first, in order; then components, indicators, one-hot, cycles."""
@@ -200,12 +190,12 @@ class StackedNetwork(nn.Module):
         targets: int,
         family: Family,
         heteroscedastic: bool = True,
-        width: int = 128,
-        depth: int = 3,
+        width: int,
+        depth: int,
         activation: str = "silu",
         dropout: float = 0.0,
-        frequencies: int = 16,
-        embedding_outputs: int = 8,
+        frequencies: int,
+        embedding_outputs: int,
         frequency_scale: float = 0.3,
         minimum_std: float = 1e-3,
         maximum_std: float = 10.0,
