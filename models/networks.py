@@ -42,9 +42,9 @@ class FeatureStatistics:
     cycle_seconds: list[float]
     """... and its period; it becomes a sine and a cosine, both 0 where missing."""
     component_weight: list[list[float]] = field(default_factory=list)
-    """One entry a principal component of the scaled columns: its weights, [components, scaled], to unit variance ..."""
+    """One entry a principal component of the scaled columns: its weights [components, scaled], to unit variance ..."""
     component_centre: list[float] = field(default_factory=list)
-    """... and its mean. Components are smoothly clipped again. What columns that move together differ by is no longer small."""
+    """... and its mean; clipped again. At unit variance, small differences between correlated columns are visible."""
 
     @property
     def width(self) -> int:

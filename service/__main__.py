@@ -3,7 +3,7 @@
 import os
 import sys
 
-if sys.stderr is None:  # started with it closed: what is opened next would bear its number, and get what is written to it
+if sys.stderr is None:  # closed: the next opened file would get descriptor 2 and receive our logs
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.set_inheritable(2, True)
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - a number, for as long as the process lasts

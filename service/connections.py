@@ -25,7 +25,7 @@ from service.routes.hot import GiveUp, Route
 logger = logging.getLogger("service")
 
 HEADER_BYTES = 64 * 1024
-"""Most bytes of a request's headers, or in a row of its body that bring nothing of it, give or take what arrives at once."""
+"""Limit in bytes of a request's headers, and of consecutive bytes that add no body data. Checked once a read."""
 MOST_WAITING = 500
 """Of the requests of one connection, while one before them is answered."""
 LEFTOVER_BYTES = 1024 * 1024
@@ -33,7 +33,7 @@ LEFTOVER_BYTES = 1024 * 1024
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
-"""Of a long answer, at least so many must be read in `request_seconds`."""
+"""A client must read at least this much of a long answer per `request_seconds`."""
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 

@@ -39,7 +39,7 @@ _LARGEST = 1e12
 """A larger observation counts as this much in the sum, which would stay infinite for good."""
 
 OK = "ok"
-"""The outcome of a request that was answered; the others are the reasons of service/errors.py."""
+"""The outcome of a request that was answered. The others are `client_gone` and the reasons of service/errors.py."""
 
 
 class Histogram:
@@ -154,7 +154,7 @@ class ServiceMetrics:
 
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
-        """By reason: whatever was refused, on any route."""
+        """By reason: whatever was refused, on any route. Connections add `slow` and `unread` to those of service/errors.py."""
         self.reloads: Counter[str] = Counter(ok=0, refused=0)
         """By outcome: model files that were taken in or refused."""
         self.in_flight = 0

@@ -95,7 +95,7 @@ def read_instances(instances: list[Any], features: Features) -> Rows:
 
 
 def joined(parts: Iterable[Rows], features: Features) -> Rows:
-    """The rows of parts as those of one, numbered through, with as many problems as are enough."""
+    """Concatenate the parts' rows, renumber them, and keep up to ENOUGH_PROBLEMS problems."""
     pieces: list[Values] = [np.empty((0, len(features.names)))]
     unknown: list[UnknownCategory] = []
     problems: list[Problem] = []

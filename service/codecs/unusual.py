@@ -29,9 +29,9 @@ class Unusual:
     row: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     """[k]: of each value outside the training range, and of each gap; in order."""
     feature: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-    """[k]: of the same."""
+    """[k]: the column of each such value."""
     values: Values = field(default_factory=lambda: np.empty(0))
-    """[k]: of the same; a gap is NaN."""
+    """[k]: the value; NaN for a gap."""
 
     @cached_property
     def rows(self) -> list[int]:

@@ -42,7 +42,7 @@ class Part:
         self.start = start
         self.end = end
         self.shared = shared
-        """What the calls of a run make of all rows for one another, by whatever name they agree upon."""
+        """Cache shared by the calls of one run: what the first makes of all rows, the others reuse."""
 
     @property
     def arrays(self) -> Arrays:

@@ -175,7 +175,7 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
 
 
 def _extremes(values: tuple[float, ...]) -> tuple[float, ...]:
-    """The smallest and the largest; nothing of nothing."""
+    """(min, max); empty for an empty tuple."""
     return (min(values), max(values)) if len(values) > 1 else 2 * values
 
 
