@@ -18,7 +18,7 @@ Family = Literal["gaussian", "laplace", "student_t"]
 
 LEAST_DEGREES_OF_FREEDOM = 3.0
 MOST_DEGREES_OF_FREEDOM = 100.0
-"""From here on a Student-t is a normal distribution to all intents: its log density differs by under 0.01 within three std."""
+"""From here on a Student-t is practically a normal distribution: its log density differs by under 0.01 within three std."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ def maximum_likelihood_scale(residuals: ArrayLike, *, family: Family, degrees_of
 def likeliest_degrees_of_freedom(residuals: ArrayLike) -> float | None:
     """The degrees of freedom of the Student-t that fits standardised `residuals` [rows] best, at its likeliest scale.
 
-    At least 3, where the std is not yet ruled by the tail alone. None where a normal distribution is as likely: where the
+    At least 3: below that, the tail alone would decide the std. None where a normal distribution is as likely: where the
     gain in log-likelihood is below the Bayesian information criterion's price of a parameter, log(rows) / 2.
     """
     residuals = np.asarray(residuals, dtype=np.float64).ravel()
@@ -172,7 +172,7 @@ def likeliest_degrees_of_freedom(residuals: ArrayLike) -> float | None:
         scale = maximum_likelihood_scale(residuals, family=family, degrees_of_freedom=df)
         return float(np.sum(distribution(family, mean=0.0, std=scale, degrees_of_freedom=df).log_density(residuals)))
 
-    candidates = np.geomspace(LEAST_DEGREES_OF_FREEDOM, MOST_DEGREES_OF_FREEDOM, 40)  # steps of a tenth: finer makes no odds
+    candidates = np.geomspace(LEAST_DEGREES_OF_FREEDOM, MOST_DEGREES_OF_FREEDOM, 40)  # finer steps would gain nothing
     gains = [log_likelihood("student_t", float(df)) for df in candidates]
     best = int(np.argmax(gains))
     return float(candidates[best]) if gains[best] - log_likelihood("gaussian", None) > math.log(residuals.size) / 2 else None

@@ -129,7 +129,7 @@ class IntervalScores(_Part):
     mean_width: float
     interval_score: float
     rows: int | None = None
-    """How many rows these are; None where nobody counted them."""
+    """How many rows these are; None in older files, which do not say it."""
 
 
 class Scores(_Part):

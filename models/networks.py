@@ -16,7 +16,7 @@ from torch.nn import functional
 from models.heads import Family, Head, Prediction
 
 SMOOTH_CLIP = 3.0
-"""Standardised values are squeezed smoothly into (-3, 3): an outlier keeps its side and loses its lever (RealMLP, 2024)."""
+"""Standardised values are squeezed smoothly into (-3, 3): an outlier keeps its sign but loses its leverage (RealMLP, 2024)."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "relu": functional.relu, "tanh": torch.tanh}
 
@@ -231,7 +231,7 @@ class StackedNetwork(nn.Module):
 
     def forward(self, features: Tensor, *, detach_scale: bool = False) -> Prediction:
         """features: [members, n, width], or [1, n, width] for rows that all members share -> [members, n, targets]."""
-        # Within, rows are the last axis: the embedding needs no copy to be turned, and products with few outputs, which the
+        # Inside, rows are the last axis: the embedding needs no transposed copy, and products with few outputs, which the
         # embedding and the head have, are several times faster (a third of the default network's training).
         hidden = features.mT.contiguous()
         if self.embedding is not None:

@@ -94,7 +94,7 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         logger.info("%d workers serve http://%s:%d", self._settings.workers, self._settings.host, self._settings.port)
-        resource_tracker.ensure_running()  # not by the first start, as it unblocks SIGINT
+        resource_tracker.ensure_running()  # not in `_start`, which blocks SIGINT: this unblocks it
         try:
             for place in range(self._settings.workers):
                 self._start(place)

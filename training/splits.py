@@ -153,7 +153,7 @@ def _draw(
     _require_units(len(values), 2, use=use)
     order = np.arange(len(values))[::-1] if latest else random.permutation(len(values))
     large = sizes > count
-    if not latest and large.any() and not large.all():  # those come last, and the others are shared with the uses to come
+    if not latest and large.any() and not large.all():  # large groups come last, later uses get half of the others
         order = np.concatenate([order[~large[order]], order[large[order]]])
         count = min(count, int(sizes[~large].sum()) // 2)
     ends = np.cumsum(sizes[order])

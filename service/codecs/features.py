@@ -56,7 +56,7 @@ class Features:
 
 def features_of(columns: Sequence[Column]) -> Features:
     """The reading plan for a model's columns."""
-    # As orjson reads them: it keeps keys, and one that is the same object is looked up in half the time
+    # As orjson makes them: it reuses keys, and looking up the very same object takes half the time
     names = tuple(orjson.loads(orjson.dumps({column.name: None for column in columns})))
     one = names[0]
     ranged = [column if column.kind != "categorical" else None for column in columns]

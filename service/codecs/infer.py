@@ -155,7 +155,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _literal(text: bytes) -> str:
-    """What some clients write into JSON and JSON has not, if that is what is wrong; nothing of a long text."""
+    """What to add where only NaN, Infinity or a huge number makes the text no JSON; nothing for a long text."""
     if len(text) > SEARCHED_BYTES:
         return ""
     found: list[str] = []
@@ -178,7 +178,7 @@ def _outputs(given: object, *, default: bool) -> tuple[tuple[str, ...], frozense
     if not isinstance(given, list):
         raise InvalidRequestError(f"'outputs' is {json_type(given)}; give an array")
     try:
-        text = orjson.dumps(given)  # a client says the same again and again
+        text = orjson.dumps(given)  # a client asks for the same outputs again and again
     except TypeError:  # nested so deep that orjson does not write it
         return _read_outputs(given, default)
     return _understood_outputs(text, default) if len(text) <= _REMEMBERED_BYTES else _read_outputs(given, default)
@@ -353,7 +353,7 @@ def _id(request: Mapping[str, Any]) -> str | None:
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:
-    """In seconds; 0 is none, as in Triton."""
+    """In seconds; None without one, and for 0, as in Triton."""
     given = options.get("timeout")
     if given is None:
         return None

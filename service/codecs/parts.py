@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import orjson
 
 PART_BYTES = 128 * 1024
-"""Of a part, or a little more: orjson takes less than a millisecond for it."""
+"""A part has this many bytes or a few more: orjson takes less than a millisecond for it."""
 ROWS_AT_ONCE = 1000
 NUMBERS_AT_ONCE = 10_000
-"""Read or written without letting another thread run, which takes about a millisecond."""
+"""This many are read or written without letting another thread run, which takes about a millisecond."""
 
 Row = TypeVar("Row")
 _MARK = secrets.token_hex()  # a text that no client knows

@@ -71,7 +71,7 @@ def find_unusual(x: Values, unknown: Sequence[UnknownCategory], features: Featur
 def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = None) -> dict[int, list[str]]:
     """Sentences about unusual rows, by row; rows: about the first so many only.
 
-    Where there are very many, the last rows hear no more than that they are unusual.
+    Where there are very many, the last rows are only told that they are unusual.
     """
     if unusual is _USUAL:
         return {}
