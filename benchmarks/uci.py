@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, versions
+from benchmarks.options import count, some_of
 from benchmarks.quality import paper, peers, product
 from benchmarks.quality.scores import Score
 from benchmarks.quality.sets import Set, read_set, set_names
@@ -229,10 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.uci", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="tables, splits and published figures")
     parser.add_argument("--sets", type=_names, metavar="A,B", help="default: all of the folder")
-    parser.add_argument("--splits", type=_count, metavar="N", help="the first N splits of each set; default: all")
+    parser.add_argument("--splits", type=count, metavar="N", help="the first N splits of each set; default: all")
     parser.add_argument(
         "--methods",
-        type=_methods,
+        type=some_of(ALL_METHODS, "method"),
         default=METHODS,
         metavar="M1,M2",
         help=f"of {', '.join(ALL_METHODS)}; default: all but errorbar_small and errorbar_large",
@@ -246,26 +247,13 @@ def _parser() -> argparse.ArgumentParser:
         default="first-split",
         help="learning rate of the paper's methods, by validation rows: of the first split, or of each as in the paper",
     )
-    parser.add_argument("--jobs", type=_count, default=1, metavar="J", help="worker processes, of one thread each if several")
+    parser.add_argument("--jobs", type=count, default=1, metavar="J", help="worker processes, of one thread each if several")
     parser.add_argument("--summarise", action="store_true", help="run nothing: build the summary of DIR/results.csv anew")
     return parser
 
 
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(",")))
-
-
-def _methods(text: str) -> list[str]:
-    unknown = [name for name in _names(text) if name not in ALL_METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no method {unknown[0]!r}; there are {', '.join(ALL_METHODS)}")
-    return _names(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ inverse transform of `location + factor * scale`; where the transform is the ide
 MOST_BYTES = 2**31 - 1
 """The limit of a protobuf message."""
 RUN_ROWS = 1024
-"""Rows that a network runs on at once: their layers stay in the cache. 221 000 rows through the default network on two cores
-took 9.1 s and 3 890 MiB by 65 536 rows, 2.7 s and 654 MiB by 8192, 2.3 s and 255 MiB by 1024."""
+"""Rows of one run, so few that the layers' values stay in the CPU's cache. 221 000 rows through the default network on two
+cores took 9.1 s and 3 890 MiB by 65 536 rows, 2.7 s and 654 MiB by 8192, 2.3 s and 255 MiB by 1024."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names of models, in whole: safe as a folder's name, in a URL, and as the label of a metric."""
+"""Must match a model's whole name: safe as a folder's name, in a URL, and as the label of a metric."""
 MODEL_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-"""Names of the folders of versions, in whole."""
+"""Must match the whole name of a version's folder."""
 MODEL_FILE = "model.onnx"
 """In a version's folder."""
 

@@ -1,7 +1,7 @@
 """Predictive distributions on arrays: one small class per family, given by its moments.
 
 `mean`, `std` and every argument broadcast against each other; so `distribution(...)` of [rows, 1] parameters takes
-[k] thresholds and gives [rows, k]. `std` is always the standard deviation, never a family's own scale parameter.
+[k] values and gives [rows, k]. `std` is always the standard deviation, never a family's own scale parameter.
 """
 
 import math
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 Values = NDArray[np.float64]
-Size = int | tuple[int, ...] | None
 Family = Literal["gaussian", "laplace", "student_t"]
 
 LEAST_DEGREES_OF_FREEDOM = 3.0
 MOST_DEGREES_OF_FREEDOM = 100.0
-"""From here on a Student-t is a normal distribution to all intents: its log density differs by under 0.01 within three std."""
+"""From here on a Student-t is practically a normal distribution: its log density differs by under 0.01 within three std."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +33,6 @@ class Gaussian:
         """The log of the density at `y`, in nats."""
         return -0.5 * self._z(y) ** 2 - np.log(self.std) - 0.5 * math.log(2 * math.pi)
 
-    def cdf(self, t: ArrayLike) -> Values:
-        """P(Y <= t)."""
-        return special.ndtr(self._z(t))
-
     def quantile(self, p: ArrayLike) -> Values:
         """The value that Y stays below with probability `p`; infinite at 0 and 1."""
         return self.mean + self.std * special.ndtri(np.asarray(p, dtype=np.float64))
@@ -48,10 +42,6 @@ class Gaussian:
         z = self._z(y)
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         return self.std * (z * (2 * special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
-
-    def sample(self, rng: Generator, size: Size = None) -> Values:
-        """Independent draws of shape `size` (as in NumPy: one draw per parameter when None)."""
-        return rng.normal(self.mean, self.std, size)
 
     def _z(self, y: ArrayLike) -> Values:
         return (np.asarray(y, dtype=np.float64) - self.mean) / self.std
@@ -69,12 +59,6 @@ class Laplace:
         """The log of the density at `y`, in nats."""
         return -np.abs(self._z(y)) - np.log(2 * self._scale)
 
-    def cdf(self, t: ArrayLike) -> Values:
-        """P(Y <= t)."""
-        z = self._z(t)
-        tail = 0.5 * np.exp(-np.abs(z))
-        return np.where(z < 0, tail, 1 - tail)
-
     def quantile(self, p: ArrayLike) -> Values:
         """The value that Y stays below with probability `p`; infinite at 0 and 1."""
         p = np.asarray(p, dtype=np.float64)
@@ -86,10 +70,6 @@ class Laplace:
         """The continuous ranked probability score at `y`, in the unit of y. Source: Jordan et al. 2019, appendix A."""
         z = np.abs(self._z(y))
         return self._scale * (z + np.exp(-z) - 0.75)
-
-    def sample(self, rng: Generator, size: Size = None) -> Values:
-        """Independent draws of shape `size` (as in NumPy: one draw per parameter when None)."""
-        return rng.laplace(self.mean, self._scale, size)
 
     @property
     def _scale(self) -> Values:
@@ -112,10 +92,6 @@ class StudentT:
         """The log of the density at `y`, in nats."""
         return self._standard_log_density(self._z(y)) - np.log(self._scale)
 
-    def cdf(self, t: ArrayLike) -> Values:
-        """P(Y <= t)."""
-        return special.stdtr(self.degrees_of_freedom, self._z(t))
-
     def quantile(self, p: ArrayLike) -> Values:
         """The value that Y stays below with probability `p`; infinite at 0 and 1."""
         p = np.asarray(p, dtype=np.float64)
@@ -131,12 +107,6 @@ class StudentT:
         around = 2 * density * (df + z**2) / (df - 1) - 2 * np.sqrt(df) / (df - 1) * spread
         score: Values = self._scale * (z * (2 * special.stdtr(df, z) - 1) + around)
         return score
-
-    def sample(self, rng: Generator, size: Size = None) -> Values:
-        """Independent draws of shape `size` (as in NumPy: one draw per parameter when None)."""
-        if size is None:
-            size = np.broadcast_shapes(self.mean.shape, self.std.shape, self.degrees_of_freedom.shape)
-        return self.mean + self._scale * rng.standard_t(self.degrees_of_freedom, size)
 
     @property
     def _scale(self) -> Values:
@@ -193,7 +163,7 @@ def maximum_likelihood_scale(residuals: ArrayLike, *, family: Family, degrees_of
 def likeliest_degrees_of_freedom(residuals: ArrayLike) -> float | None:
     """The degrees of freedom of the Student-t that fits standardised `residuals` [rows] best, at its likeliest scale.
 
-    At least 3, where the std is not yet ruled by the tail alone. None where a normal distribution is as likely: where the
+    At least 3: below that, the tail alone would decide the std. None where a normal distribution is as likely: where the
     gain in log-likelihood is below the Bayesian information criterion's price of a parameter, log(rows) / 2.
     """
     residuals = np.asarray(residuals, dtype=np.float64).ravel()
@@ -202,7 +172,7 @@ def likeliest_degrees_of_freedom(residuals: ArrayLike) -> float | None:
         scale = maximum_likelihood_scale(residuals, family=family, degrees_of_freedom=df)
         return float(np.sum(distribution(family, mean=0.0, std=scale, degrees_of_freedom=df).log_density(residuals)))
 
-    candidates = np.geomspace(LEAST_DEGREES_OF_FREEDOM, MOST_DEGREES_OF_FREEDOM, 40)  # steps of a tenth: finer makes no odds
+    candidates = np.geomspace(LEAST_DEGREES_OF_FREEDOM, MOST_DEGREES_OF_FREEDOM, 40)  # finer steps would gain nothing
     gains = [log_likelihood("student_t", float(df)) for df in candidates]
     best = int(np.argmax(gains))
     return float(candidates[best]) if gains[best] - log_likelihood("gaussian", None) > math.log(residuals.size) / 2 else None

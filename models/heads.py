@@ -92,8 +92,8 @@ class Head(nn.Module):
     """The members' trunk features -> mean and std of each target.
 
     heteroscedastic: std is a function of the row; otherwise one learned constant per member and target.
-    minimum_std, maximum_std: floor and cap of std, in units of the standardised target's spread. Without a floor a repeated
-    target value draws log likelihoods without bound; the cap keeps one outlier from being explained by infinite noise.
+    minimum_std, maximum_std: floor and cap of std, in units of the standardised target's spread. Without a floor,
+    a repeated target value makes the log-likelihood grow without bound; without a cap, infinite noise could explain an outlier.
     """
 
     def __init__(
@@ -145,5 +145,5 @@ class Head(nn.Module):
 
 
 def _product(trunk: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The members' trunk [members, n, width] @ weight [members, width, outputs] + bias; its transpose is faster."""
+    """The members' trunk [members, n, width] @ weight [members, width, outputs] + bias; computed transposed: faster."""
     return torch.baddbmm(bias.mT, weight.mT, trunk.mT).mT

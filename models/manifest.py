@@ -61,7 +61,7 @@ class Target(_Part):
 
 
 class Network(_Part):
-    """Which network answers, how it was fitted, and how long that took."""
+    """Which network answers, and how it was fitted."""
 
     family: Family
     """Of the predictive distribution: the likeliest for the calibration residuals; without calibration, that of the loss."""
@@ -129,11 +129,11 @@ class IntervalScores(_Part):
     mean_width: float
     interval_score: float
     rows: int | None = None
-    """How many rows these are; None where nobody counted them."""
+    """How many rows these are; None in older files, which do not say it."""
 
 
 class Scores(_Part):
-    """How the predictions of one target did; `nll` in nats, the others in the target's unit (r2: none)."""
+    """How the predictions of one target did: nll in nats; rmse, mae and crps in the target's unit; the others without one."""
 
     nll: float
     rmse: float

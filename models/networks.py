@@ -16,7 +16,7 @@ from torch.nn import functional
 from models.heads import Family, Head, Prediction
 
 SMOOTH_CLIP = 3.0
-"""Standardised values are squeezed smoothly into (-3, 3): an outlier keeps its side and loses its lever (RealMLP, 2024)."""
+"""Standardised values are squeezed smoothly into (-3, 3): an outlier keeps its sign but loses its leverage (RealMLP, 2024)."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "relu": functional.relu, "tanh": torch.tanh}
 
@@ -42,9 +42,9 @@ class FeatureStatistics:
     cycle_seconds: list[float]
     """... and its period; it becomes a sine and a cosine, both 0 where missing."""
     component_weight: list[list[float]] = field(default_factory=list)
-    """One entry a principal component of the scaled columns: its weights, [components, scaled], to unit variance ..."""
+    """One entry a principal component of the scaled columns: its weights [components, scaled], to unit variance ..."""
     component_centre: list[float] = field(default_factory=list)
-    """... and its mean. Components are smoothly clipped again. What columns that move together differ by is no longer small."""
+    """... and its mean; clipped again. At unit variance, small differences between correlated columns are visible."""
 
     @property
     def width(self) -> int:
@@ -73,21 +73,11 @@ class Features(nn.Module):
 
     def __init__(self, statistics: FeatureStatistics) -> None:
         super().__init__()
-
-        def constant(name: str, values: list[int] | list[float] | list[list[float]], dtype: torch.dtype) -> None:
-            self.register_buffer(name, torch.tensor(values, dtype=dtype))
-
         self.statistics = statistics
-        constant("scaled", statistics.scaled, torch.int64)
-        constant("centre", statistics.centre, torch.float64)
-        constant("scale", statistics.scale, torch.float64)
-        constant("component_weight", statistics.component_weight, torch.float64)
-        constant("component_centre", statistics.component_centre, torch.float64)
-        constant("indicated", statistics.indicated, torch.int64)
-        constant("one_hot", statistics.one_hot, torch.int64)
-        constant("one_hot_code", statistics.one_hot_code, torch.float64)
-        constant("cyclic", statistics.cyclic, torch.int64)
-        constant("cycle_seconds", statistics.cycle_seconds, torch.float64)
+        for name in ("scaled", "indicated", "one_hot", "cyclic"):
+            self.register_buffer(name, torch.tensor(getattr(statistics, name), dtype=torch.int64))
+        for name in ("centre", "scale", "component_weight", "component_centre", "one_hot_code", "cycle_seconds"):
+            self.register_buffer(name, torch.tensor(getattr(statistics, name), dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scaled columns first, in order; then components, indicators, one-hot, cycles."""
@@ -200,12 +190,12 @@ class StackedNetwork(nn.Module):
         targets: int,
         family: Family,
         heteroscedastic: bool = True,
-        width: int = 128,
-        depth: int = 3,
+        width: int,
+        depth: int,
         activation: str = "silu",
         dropout: float = 0.0,
-        frequencies: int = 16,
-        embedding_outputs: int = 8,
+        frequencies: int,
+        embedding_outputs: int,
         frequency_scale: float = 0.3,
         minimum_std: float = 1e-3,
         maximum_std: float = 10.0,
@@ -241,7 +231,7 @@ class StackedNetwork(nn.Module):
 
     def forward(self, features: Tensor, *, detach_scale: bool = False) -> Prediction:
         """features: [members, n, width], or [1, n, width] for rows that all members share -> [members, n, targets]."""
-        # Within, rows are the last axis: the embedding needs no copy to be turned, and products with few outputs, which the
+        # Inside, rows are the last axis: the embedding needs no transposed copy, and products with few outputs, which the
         # embedding and the head have, are several times faster (a third of the default network's training).
         hidden = features.mT.contiguous()
         if self.embedding is not None:

@@ -25,29 +25,29 @@ from service.routes.hot import GiveUp, Route
 logger = logging.getLogger("service")
 
 HEADER_BYTES = 64 * 1024
-"""Most bytes of a request's headers, or in a row of its body that bring nothing of it, give or take what arrives at once."""
+"""Limit in bytes of a request's headers, and of consecutive bytes that add no body data. Checked once a read."""
 MOST_WAITING = 500
-"""Of the requests of one connection, while one before them is answered."""
+"""At most this many requests of one connection may wait for the answers to those before them."""
 LEFTOVER_BYTES = 1024 * 1024
-"""Of a request that is refused already, this much is still read, so that the client gets to see the answer."""
+"""This much of a request that is refused already is still read, so that the client gets to see the answer."""
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
-"""Of a long answer, at least so many must be read in `request_seconds`."""
+"""A client must read at least this much of a long answer per `request_seconds`."""
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Of one connection, and of all."""
+    """Limits of one connection, and of all together."""
 
     request_seconds: float
-    """From the first byte of a request, or the connection's start, to its last; and for a client to read on."""
+    """A request must arrive in it, from its first byte or the connection's start; a client may not pause reading for longer."""
     connections: int
 
 
 class _Flow(FlowControl):
-    """Reads nothing from a connection while requests wait for the one before them, whoever asks."""
+    """Does not resume reading from a connection while requests wait for the one before them, whoever asks for it."""
 
     def __init__(self, transport: Any, waiting: Sized):
         super().__init__(transport)
@@ -107,16 +107,16 @@ class Connection(HttpToolsProtocol):
         self._metrics = metrics
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
-        self._unread_bytes = 0  # of what is written, then
+        self._unread_bytes = 0  # in the write buffer at that time
         self._in_head = False
         self._headers = 0
         self._progress = 0  # grows with each head and each piece of a body
         self._quiet_bytes = 0
-        self._refusal: tuple[int, str] | None = None  # to be given once the requests before what is refused are answered
+        self._refusal: tuple[int, str] | None = None  # sent once the requests before it are answered
         self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
         self._idle_since: float | None = None
-        self._again = b""  # the head of a request that offers another protocol, without the offer
+        self._again = b""  # the head of a request with `Upgrade`, without that header: to be parsed anew
 
     def connection_made(self, transport: Any) -> None:
         """Called by the event loop."""
@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._held is not None:
             self._held.free()
-        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):  # uvicorn tells the newest alone
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):  # uvicorn tells only the newest
             if cycle is not None:
                 cycle.disconnected = True
                 cycle.message_event.set()
@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Called by the parser. Raises HttpParserError for CONNECT, and for an address that is none, which it lets pass."""
+        """Called by the parser. Raises HttpParserError for CONNECT, and for an invalid URL, which the parser lets pass."""
         self._progress += 1
         if self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError("this is no proxy")
@@ -238,7 +238,6 @@ class Connection(HttpToolsProtocol):
         """Called when an answer is out."""
         if self._arriving_since is not None and not self._in_head and not self.pipeline:
             self._leftover_bytes = 0  # of this request, which was refused early: the rest of it is of no use
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         if self.pipeline:
@@ -253,7 +252,7 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None:
             self._write_refusal(*self._refusal)
         elif self._arriving_since is None:
-            self._idle_since = self.loop.time()  # in the place of uvicorn's timer for every request
+            self._idle_since = self.loop.time()  # `check` closes it: no timer for every request, as uvicorn has
 
     def shutdown(self) -> None:
         """Called when the service has stopped listening. A request may be on its way: the connection stays a little longer."""
@@ -298,10 +297,10 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _feed(self, data: bytes) -> None:
-        """Let the parser have what came.
+        """Give the parser what came.
 
-        What follows an offer to speak another protocol it takes for that protocol. Here no other is spoken: a request with such
-        an offer, which Java's HttpClient makes by default, is read again without it.
+        It takes what follows an `Upgrade` header for another protocol, and none is spoken here: a request with that header
+        (Java's HttpClient sends it by default) is parsed anew without it.
         """
         rest = memoryview(data)
         try:
@@ -323,7 +322,7 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _exchange(self) -> _Exchange | None:
-        """What begins where a request is a plain one for a prediction, and none is before it."""
+        """The exchange that begins if the request is a plain one for a prediction and none is before it."""
         if self._direct is None or self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete):
             return None
         path, _, query = self.url.partition(b"?")
@@ -338,7 +337,7 @@ class Connection(HttpToolsProtocol):
         return _Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
 
     def _begin_known(self, data: bytes) -> bool:
-        """Begin the request that `data` is, if it is one whose head came before."""
+        """If `data` is one request with a head that is known, begin it."""
         if self._direct is None or self.flow.write_paused:
             return False
         known = self._direct.heads.find(data)
@@ -350,7 +349,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _remember(self, data: bytes) -> None:
-        """Keep the head of the request that `data` began with, if this is all that it is."""
+        """If `data` was one whole request, remember its head."""
         exchange = self.cycle
         complete = self._arriving_since is None
         if self._direct is not None and isinstance(exchange, _Exchange) and exchange.keep_alive and complete:

@@ -65,9 +65,9 @@ class Direct:
         return size is not None and size <= self._most_bytes and bytes_to_read(size, json_length) <= DIRECT_BYTES
 
     def begin(self, route: Route, scope: Scope, body: bytes, *, done: Callable[[bytes, bytes], None]) -> GiveUp | None:
-        """Answer a POST: `done(head, body)` is called once, now or soon; the head lacks its last line break, to be added to.
+        """Answer a POST: `done(head, body)` is called exactly once. `head` lacks its final CRLF, so that headers can be added.
 
-        None where it has been called.
+        None where it has been called already.
         """
         watch = RequestWatch(scope, self._metrics)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 LISTED_PROBLEMS = 20
 """Most details of one error."""
 ENOUGH_PROBLEMS = LISTED_PROBLEMS + 1
-"""Of a kind: so many tell that there are more. No further ones are looked for, a large request could hold millions."""
+"""Collect at most this many problems: one more than is listed is enough to say 'more than 20'."""
 
 
 @dataclass(frozen=True)

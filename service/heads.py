@@ -1,7 +1,7 @@
 """Heads of requests that came before, byte for byte: what the HTTP parser made of them is used again.
 
-From one request to the next a client changes the body, and of the head no more than the body's length. To parse a head takes an
-eighth of a small request's time, to know it again next to nothing.
+From one request to the next a client changes the body, and of the head only the body's length. Parsing a head takes an eighth
+of a small request's time, recognising it next to nothing.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from service.routes.hot import Route
 _END = b"\r\n\r\n"
 _MOST_HEADS = 1000
 _MOST_BYTES = 2048
-"""Of a head that is remembered; with the heads' number it bounds the memory, to a few megabytes."""
+"""Longest head that is remembered; times their number it bounds the memory, to a few megabytes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Head:
 
     route: Route
     scope: Scope
-    """ASGI's, of the first request with it: the client in it may be another."""
+    """ASGI's, of the first request with this head; later ones may come from another client."""
     body_bytes: int
 
 

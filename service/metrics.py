@@ -39,7 +39,7 @@ _LARGEST = 1e12
 """A larger observation counts as this much in the sum, which would stay infinite for good."""
 
 OK = "ok"
-"""The outcome of a request that was answered; the others are the reasons of service/errors.py."""
+"""The outcome of a request that was answered. The others are `client_gone` and the reasons of service/errors.py."""
 
 
 class Histogram:
@@ -105,10 +105,9 @@ class ModelMetrics:
             "errorbar_predicted_std_share": self.std,
             "errorbar_interval_width_share": self.width,
         }
-        ranges = [(t.maximum or 0.0) - (t.minimum or 0.0) for t in targets]
         self._aside: defaultdict[Any, list[Arrays]] = defaultdict(list)
         self._numbers_aside = 0
-        self._ranges = np.array([size if size > 0 else 1.0 for size in ranges])
+        self._ranges = np.array([t.maximum - t.minimum if t.maximum > t.minimum else 1.0 for t in targets])
 
     def finished(self, outcome: str, seconds: float) -> None:
         """A request was answered or refused."""
@@ -155,7 +154,7 @@ class ServiceMetrics:
 
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
-        """By reason: whatever was refused, on any route."""
+        """By reason: whatever was refused, on any route. Connections add `slow` and `unread` to those of service/errors.py."""
         self.reloads: Counter[str] = Counter(ok=0, refused=0)
         """By outcome: model files that were taken in or refused."""
         self.in_flight = 0

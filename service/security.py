@@ -31,7 +31,7 @@ KeyScope = Literal["predict", "admin"]
 OPEN_PATHS = frozenset(["/v2/health/live", "/v2/health/ready", "/ping"])
 """What probes ask, without a key."""
 ADMIN_PATHS = ("/v2/repository/models/",)
-"""What begins so changes what is served."""
+"""Paths with these prefixes change what is served and need the admin scope."""
 
 _PREFIX = "eb_"
 _CHECK_SECONDS = 1.0

@@ -33,7 +33,7 @@ _LAST_THREAD_SECONDS = 3.0
 _OTHER_FILES = 100
 """Open files that are no connections, and those that are being refused."""
 _SWITCH_SECONDS = 0.0005
-"""The event loop and the threads of large requests wait for each other so long at most; Python's default is ten times that."""
+"""How long a thread keeps Python's global lock while another waits for it; Python's default is ten times that."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -61,7 +61,7 @@ class DrainingServer(uvicorn.Server):
         self._captured_signals.clear()  # uvicorn would raise it again at the end, and the status would not be 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called when it is time to end. What the kernel has already connected is taken in first, as closing would reset it."""
+        """Called when it is time to end. Connections that the kernel has made are accepted first: closing would reset them."""
         for server in self.servers:
             for listening in server.sockets:
                 with socket.socket(fileno=os.dup(listening.fileno())) as same:
@@ -116,7 +116,7 @@ def _run(app: FastAPI, settings: Settings, listening: socket.socket | None = Non
         access_log=False,  # ours knows the request id and writes JSON
         ws="none",
         server_header=False,
-        proxy_headers=False,  # the client in the log is who connected; who else it was said to be stands beside it
+        proxy_headers=False,  # the client in the log is who connected; X-Forwarded-For stands beside it
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logger.info("errorbar serves the models of %s on %s", settings.repository.absolute(), state.device.name)
@@ -144,7 +144,7 @@ def _most_connections(settings: Settings) -> int:
 
 
 def _end_at_hangup() -> None:
-    """A terminal that goes ends the service as SIGTERM does, unless it was started to outlive it (nohup)."""
+    """SIGHUP (the terminal is closed) ends the service as SIGTERM does, unless it is ignored (nohup)."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 

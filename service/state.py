@@ -61,7 +61,7 @@ class ServiceState:
         own = self.own_snapshot()
         if self.counts is None:
             return [own]
-        self.counts.leave(own)  # what is told now must not be less when another process tells it
+        self.counts.leave(own)  # counts must not fall when another process is asked next
         return [own, *self.counts.others()]
 
     def own_snapshot(self) -> Snapshot:

@@ -28,7 +28,7 @@ _LOGGED_CHARACTERS = 500
 _STANDARD_ERROR = 2
 _WAITING_LINES = 10_000
 _LAST_SECONDS = 1.0
-codecs.lookup("unicode_escape")  # is imported at its first use, when there may be no file descriptor left
+codecs.lookup("unicode_escape")  # imports it now: at its first use there may be no file descriptor left
 _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -123,7 +123,7 @@ class _LogWriter(logging.Handler):
     def __init__(self, formatter: logging.Formatter):
         super().__init__()
         self.setFormatter(formatter)
-        # Of all queues the one that may be put into while it is: a collected object may log
+        # The only queue whose `put` may be called within itself: the garbage collector may run there, and its objects log
         self._lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._taken = self._written = self._lost = 0
         # Not sys.stderr itself: its lock, held by a thread that waits, would abort the process at its end
@@ -141,7 +141,7 @@ class _LogWriter(logging.Handler):
         return True
 
     def flush(self) -> None:
-        """Called at the end: what is written by then is written."""
+        """Called when the process ends: give the thread a second to write what waits."""
         end = time.monotonic() + _LAST_SECONDS
         while self._written < self._taken and time.monotonic() < end:
             time.sleep(0.01)

@@ -100,7 +100,7 @@ class _Supervisor:
             signal.signal(number, self._end)
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         logger.info("%d workers serve http://%s:%d", self._settings.workers, host, self._settings.port)
-        resource_tracker.ensure_running()  # not by the first start, as it unblocks SIGINT
+        resource_tracker.ensure_running()  # not in `_start`, which blocks SIGINT: this unblocks it
         try:
             for place in range(self._settings.workers):
                 self._start(place)

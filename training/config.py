@@ -43,11 +43,24 @@ class TableOptions(_Options):
     drop_missing_target: Annotated[bool, Field(description="Leave out rows without a target")] = False
     delimiter: Annotated[str, Field(min_length=1, description="Delimiter of a CSV file; tab is a word for it")] = ","
 
+    def transforms(self) -> dict[str, Transform]:
+        """The transform of every target, in the targets' order. Raises OptionError."""
+        known: dict[str, Transform] = {name: name for name in get_args(Transform)}
+        chosen = dict.fromkeys(self.target, known["identity"])
+        for entry in self.transform:
+            name, _, transform = entry.rpartition("=")
+            if transform not in known:
+                raise OptionError(f"--transform {entry}: the transforms are identity, log and logit")
+            if name and name not in self.target:
+                raise OptionError(f"--transform {entry}: {name!r} is not a target ({', '.join(self.target)})")
+            chosen |= dict.fromkeys([name] if name else self.target, known[transform])
+        return chosen
+
 
 SIZES: dict[str, dict[str, int]] = {
     "small": {"members": 4, "width": 64, "depth": 2, "frequencies": 8, "embedding_outputs": 4},
     "default": {},
-    "large": {"members": 16, "width": 256, "depth": 3, "frequencies": 16},
+    "large": {"members": 16, "width": 256},
 }
 """What `size` changes of the other defaults; benchmarks/results/sizes.md shows what each costs and gains."""
 
@@ -171,18 +184,6 @@ class FitOptions(CalibrationOptions, NetworkOptions, TableOptions):  # pydantic 
         if len(self.target) > 1 and "warnings" in self.target:
             raise ValueError("--target warnings: with several targets, answers hold warnings under that name; rename it")
         return self
-
-    def transforms(self) -> dict[str, str]:
-        """The transform of each target that has one."""
-        chosen: dict[str, str] = {}
-        for entry in self.transform:
-            name, _, transform = entry.rpartition("=")
-            if transform not in get_args(Transform):
-                raise OptionError(f"--transform {entry}: the transforms are identity, log and logit")
-            if name and name not in self.target:
-                raise OptionError(f"--transform {entry}: {name!r} is not a target ({', '.join(self.target)})")
-            chosen |= dict.fromkeys([name] if name else self.target, transform)
-        return chosen
 
 
 def column_words(entries: Sequence[str], *, option: str, names: Sequence[str]) -> dict[str, str]:

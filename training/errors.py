@@ -2,7 +2,7 @@
 
 
 class TableError(ValueError):
-    """A problem of the user's table or options, in one sentence that names the place and the way out."""
+    """A problem of the user's table, in one sentence that names the place and the way out."""
 
 
 class OptionError(ValueError):

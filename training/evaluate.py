@@ -245,7 +245,7 @@ def _calibrated_anew(manifest: Manifest, residuals: Residuals | None) -> Manifes
     old, network = manifest.calibration, manifest.network
     calibration = calibrated(
         residuals,
-        method="none" if residuals is None else "split",
+        method=old.method,
         interval=old.interval,
         family=network.family,
         freedom=network.degrees_of_freedom or [None] * len(manifest.targets),

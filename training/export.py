@@ -82,7 +82,7 @@ def _write_features(text: _Text, statistics: FeatureStatistics, *, columns: int)
     """The features [n, statistics.width] float32, as models.networks.Features makes them, but for the scaled columns and
     their components.
 
-    These are in units of SMOOTH_CLIP, which the first weights make good: one node less.
+    These are in units of SMOOTH_CLIP, which the first weights compensate: one node less.
     """
     parts = []
     if statistics.scaled:

@@ -42,7 +42,7 @@ class Epoch:
     """Progress after an epoch, averaged over networks, on the early-stopping rows.
 
     nll in nats, summed over targets; rmse and crps over targets in units of their standard deviation over the fit rows (after
-    the transform). best_crps: of the epochs that the networks would be left at.
+    the transform). best_crps: mean over networks of each one's lowest CRPS so far.
     """
 
     number: int
@@ -191,7 +191,10 @@ class _Rows:
 
 
 class _Lists(NamedTuple):
-    """Row numbers [members, most rows], shorter lists begin again; `once` [members, most rows, 1] is 1 up to there, then 0."""
+    """Row numbers [members, most rows], padded to equal length by repetition.
+
+    once: [members, most rows, 1], 1 for original entries, 0 for padding.
+    """
 
     rows: Tensor
     once: Tensor
@@ -313,7 +316,7 @@ class _Trainer:
         return (squared / total).sqrt()
 
     def _predictions(self, lists: _Lists) -> Iterator[tuple[Tensor, Tensor, Prediction]]:
-        """y, weights [members, n, 1] and prediction for all rows, part by part; a row that begins again has weight 0."""
+        """y, weights [members, n, 1] and prediction for all rows, part by part; padding has weight 0."""
         self.network.eval()
         for first in range(0, lists.rows.shape[1], _EVALUATION_ROWS):
             rows, once = lists.part(slice(first, first + _EVALUATION_ROWS))

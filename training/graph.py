@@ -99,7 +99,7 @@ def network_part(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def named_network(exported: onnx.ModelProto) -> onnx.ModelProto:
-    """`exported` with every inner name under `network.`, so that no name of the calibrated part can meet one of it."""
+    """`exported` with every inner name under `network.`, so that none can clash with a name of the calibrated part."""
     named = onnx.compose.add_prefix(exported, NETWORK_PREFIX, rename_inputs=False, rename_outputs=False)
     return network_part(named)
 

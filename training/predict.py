@@ -77,7 +77,7 @@ def predict_table(
             x, unknown = encode(features, manifest.columns, rows=np.arange(row, row + frame.height))
             strange.update(unusual(x, manifest.columns, unknown))
             in_group.update(manifest.calibration_groups(x).tolist())
-            yield frame.with_columns(**_predictions(run, x, manifest, coverages)).select(*keep, *names)
+            yield frame.with_columns(**_predictions(run, x, coverages, names)).select(*keep, *names)
             row += frame.height
             on_rows(frame.height)
 
@@ -172,11 +172,11 @@ def _column_names(manifest: Manifest, coverages: Sequence[float]) -> list[str]:
     return list(owners)
 
 
-def _predictions(run: Run, x: Values, manifest: Manifest, coverages: Sequence[float]) -> dict[str, pl.Series]:
+def _predictions(run: Run, x: Values, coverages: Sequence[float], names: Sequence[str]) -> dict[str, pl.Series]:
+    """The columns of the predictions by their `names`."""
     answers = run(x, np.array(coverages, dtype=np.float64))
     arrays = []
-    for t in range(len(manifest.targets)):
+    for t in range(answers["mean"].shape[1]):
         arrays += [answers[moment][:, t] for moment in _MOMENTS]
         arrays += [answers[end][:, t, k] for k in range(len(coverages)) for end in ("lower", "upper")]
-    names = _column_names(manifest, coverages)
     return {name: pl.Series(array.astype(np.float64)) for name, array in zip(names, arrays, strict=True)}

@@ -97,7 +97,7 @@ def seen_columns(
 def _components(x: NDArray[np.float64], centre: list[float], scale: list[float]) -> tuple[list[list[float]], list[float]]:
     """Weights and means of the principal components of the scaled columns, to unit variance; none of a single column.
 
-    Of columns that move together, what they differ by may be all that matters, and is small beside what they share.
+    The small differences between correlated columns can carry the signal.
     """
     if x.shape[1] < 2:
         return [], []

@@ -2,16 +2,15 @@
 
 import heapq
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.conformal import CalibrationMethod
-from training.errors import TableError
+from training.config import FitOptions
+from training.errors import OptionError, TableError
 
 Rows = NDArray[np.int64]
-Calibration = Literal["auto", "split", "cross", "none"]
 
 CROSS_BELOW = 2000
 """`auto` cross-fits tables with fewer rows than this outside the test rows: there a calibration set of its own costs
@@ -61,20 +60,9 @@ class Plan:
 
 
 def plan_rows(
-    rows: int,
-    *,
-    members: int,
-    folds: int,
-    fold_members: int,
-    test_share: float,
-    calibration: Calibration,
-    calibration_share: float,
-    stop_share: float,
-    groups: NDArray[np.int64] | None = None,
-    time: NDArray[np.float64] | None = None,
-    seed: int,
+    rows: int, options: FitOptions, *, groups: NDArray[np.int64] | None = None, time: NDArray[np.float64] | None = None
 ) -> Plan:
-    """Divide `rows` rows among the uses; the same arguments give the same plan.
+    """Divide `rows` rows among the uses as the options say; the same arguments give the same plan.
 
     calibration: "split" keeps `calibration_share` of all rows for it, at most 10 000; "cross" takes every row from
     networks that did not see it; "none" leaves it out; "auto" is cross below 2 000 rows that are no test rows, else split.
@@ -84,36 +72,28 @@ def plan_rows(
     time: [rows], the test rows are the latest and the calibration rows the latest before these; equal times stay together.
     The test rows depend on the seed, groups, time and test_share only.
 
-    Raises TableError where that leaves too few rows or groups for a use, and where options contradict each other.
+    Raises TableError where that leaves too few rows or groups for a use, OptionError where options contradict each other.
     """
-    _check_options(members, folds, fold_members, test_share, calibration, calibration_share, stop_share)
-    if groups is not None and time is not None:
-        raise TableError("group and time both decide which rows are test rows; name only one of them")
-    if time is not None and calibration == "cross":
-        raise TableError(
-            "cross-fitting would calibrate members on rows older than those they were fitted to, so it cannot go with "
-            "a time column; use calibration split"
-        )
+    _check_options(options, grouped=groups is not None, timed=time is not None)
     units = np.arange(rows) if groups is None else np.asarray(groups)
-    test_random, calibration_random, member_random = np.random.default_rng(seed).spawn(3)
+    test_random, calibration_random, member_random = np.random.default_rng(options.seed).spawn(3)
 
     rest, test = np.arange(rows), np.empty(0, dtype=np.int64)
     ordered = units if time is None else np.unique(time, return_inverse=True)[1]
-    if test_share > 0:
-        test, rest = _draw(
-            rest, round(test_share * rows), units=ordered, latest=time is not None, random=test_random, use="test"
-        )
+    if options.test_share > 0:
+        count = round(options.test_share * rows)
+        test, rest = _draw(rest, count, units=ordered, latest=time is not None, random=test_random, use="test")
     small = time is None and len(rest) < CROSS_BELOW
-    method: CalibrationMethod = ("cross" if small else "split") if calibration == "auto" else calibration
+    method: CalibrationMethod = ("cross" if small else "split") if options.calibration == "auto" else options.calibration
     kept = np.empty(0, dtype=np.int64)
     if method == "split":
-        count = min(round(calibration_share * rows), MOST_CALIBRATION_ROWS)
+        count = min(round(options.calibration_share * rows), MOST_CALIBRATION_ROWS)
         kept, rest = _draw(rest, count, units=ordered, latest=time is not None, random=calibration_random, use="calibration")
-    fit, stop = _rotated(rest, members, stop_share, units=units, random=member_random)
-    parts = _folds(rest, folds, units=units, random=member_random, use="cross-fitting") if method == "cross" else []
+    fit, stop = _rotated(rest, options.members, options.stop_share, units=units, random=member_random)
+    parts = _folds(rest, options.folds, units=units, random=member_random, use="cross-fitting") if method == "cross" else []
     for fold in parts:
         others = np.setdiff1d(rest, fold, assume_unique=True)
-        more_fit, more_stop = _rotated(others, fold_members, stop_share, units=units, random=member_random)
+        more_fit, more_stop = _rotated(others, options.fold_members, options.stop_share, units=units, random=member_random)
         fit, stop = fit + more_fit, stop + more_stop
     plan = Plan(
         method=method,
@@ -121,36 +101,27 @@ def plan_rows(
         calibration=kept,
         fit=fit,
         stop=stop,
-        members=members,
+        members=options.members,
         folds=parts,
-        fold_members=fold_members,
+        fold_members=options.fold_members,
     )
     _check_sizes(plan, crossable=time is None)
     return plan
 
 
-def _check_options(
-    members: int,
-    folds: int,
-    fold_members: int,
-    test_share: float,
-    calibration: str,
-    calibration_share: float,
-    stop_share: float,
-) -> None:
-    if calibration not in get_args(Calibration):
-        raise TableError(f"there is no calibration {calibration!r}; there are {', '.join(get_args(Calibration))}")
-    if members < 1:
-        raise TableError(f"members is {members}, but a model has at least one")
-    if fold_members < 1:
-        raise TableError(f"fold_members is {fold_members}, but a fold is predicted by at least one network")
-    if folds < 2:
-        raise TableError(f"folds is {folds}, but cross-fitting needs at least two")
-    if not 0 <= test_share <= 0.5:
-        raise TableError(f"test_share {test_share} is not between 0 and 0.5")
-    for name, share in (("calibration_share", calibration_share), ("stop_share", stop_share)):
+def _check_options(options: FitOptions, *, grouped: bool, timed: bool) -> None:
+    if not 0 <= options.test_share <= 0.5:
+        raise OptionError(f"test_share {options.test_share} is not between 0 and 0.5")
+    for name, share in (("calibration_share", options.calibration_share), ("stop_share", options.stop_share)):
         if not 0 < share <= 0.5:
-            raise TableError(f"{name} {share} is not above 0 and at most 0.5")
+            raise OptionError(f"{name} {share} is not above 0 and at most 0.5")
+    if grouped and timed:
+        raise OptionError("group and time both decide which rows are test rows; name only one of them")
+    if timed and options.calibration == "cross":
+        raise OptionError(
+            "cross-fitting would calibrate members on rows older than those they were fitted to, so it cannot go with "
+            "a time column; use calibration split"
+        )
 
 
 def _rotated(
@@ -182,7 +153,7 @@ def _draw(
     _require_units(len(values), 2, use=use)
     order = np.arange(len(values))[::-1] if latest else random.permutation(len(values))
     large = sizes > count
-    if not latest and large.any() and not large.all():  # those come last, and the others are shared with the uses to come
+    if not latest and large.any() and not large.all():  # large groups come last, later uses get half of the others
         order = np.concatenate([order[~large[order]], order[large[order]]])
         count = min(count, int(sizes[~large].sum()) // 2)
     ends = np.cumsum(sizes[order])

@@ -4,21 +4,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from models.manifest import Column, Target, Transform
+from training.config import TableOptions
 from training.errors import TableError
 from training.files import ROW_INDEX, Source, collect, open_table, require_columns, scan
 from training.schema import MAX_CATEGORIES, codes, describe, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
-
-_TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,6 @@ class Table:
     time: NDArray[np.float64] | None
     name: str
     sha256: str
-    dropped: int
     notes: list[str]
 
     @property
@@ -48,45 +45,29 @@ class Table:
         return len(self.y)
 
 
-def read_table(
-    path: Path | str,
-    *,
-    targets: Sequence[str],
-    exclude: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    group: str | None = None,
-    time: str | None = None,
-    weight: str | None = None,
-    transforms: Mapping[str, str] | None = None,
-    drop_missing_target: bool = False,
-    max_categories: int = MAX_CATEGORIES,
-    delimiter: str = ",",
-) -> Table:
+def read_table(path: Path | str, options: TableOptions) -> Table:
     """Read a CSV, CSV.gz or Parquet file as a table to train on.
 
-    Every column is a feature, except targets, what `exclude` names, and the group, time and weight columns: a model
+    Every column is a feature, except targets, excluded columns, and the group, time and weight columns: a model
     that knows the group or the date of its training rows by heart says nothing about new ones.
 
-    Column types are inferred from all rows. A categorical column (text, or named in `categorical`) keeps its
-    `max_categories` most frequent values. A constant column stays a feature, with a note, so that a request that
+    Column types are inferred from all rows. A categorical column (text, or named as one) keeps its
+    MAX_CATEGORIES most frequent values. A constant column stays a feature, with a note, so that a request that
     holds it is accepted. Rows without any value (blank lines), and the row index that R and pandas write beside the data
     (`files.ROW_INDEX`), are left out, with a note.
 
-    Raises TableError, a sentence with the reason and the way out, for whatever cannot be trained on.
+    Raises TableError, a sentence with the reason and the way out, for whatever cannot be trained on, and OptionError for a
+    transform that is none.
     """
-    if max_categories < 1:
-        raise TableError(f"max_categories is {max_categories}, but a categorical column needs at least one")
-    source = open_table(path, delimiter=delimiter)
-    features = _features(
-        source, targets=targets, exclude=exclude, categorical=categorical, group=group, time=time, weight=weight
-    )
-    forms = _transforms(targets, transforms or {})
+    forms = options.transforms()
+    source = open_table(path, delimiter=options.delimiter)
+    features = _features(source, options)
+    targets, group, time, weight = options.target, options.group, options.time, options.weight
     others = [name for name in dict.fromkeys((group, time, weight)) if name is not None]
-    frame = _load(source, [*features, *targets, *others], as_text={*categorical, group or ""})
-    height = frame.height
-    if height == 0:
+    frame = _load(source, [*features, *targets, *others], as_text={*options.categorical, group or ""})
+    if frame.height == 0:
         raise TableError(f"{source.path.name} has a header but no rows")
-    frame, y, rows, notes = _complete_rows(frame, forms, weight=weight, drop_missing_target=drop_missing_target)
+    frame, y, rows, notes = _complete_rows(frame, forms, weight=weight, drop_missing_target=options.drop_missing_target)
     repeated = _repeated_rows(frame, [*features, *targets], group=group)
     if repeated:
         way_out = "drop them" + ("" if time else ", or name a column that marks the copies with --group")
@@ -94,14 +75,14 @@ def read_table(
             f"{repeated} rows repeat another row; if they are copies, those on both sides of a division make the scores look "
             f"better, and intervals too narrow for new rows: {way_out}"
         )
-    notes += _about_row_index(source, used={*features, *targets, *exclude, *others})
+    notes += _about_row_index(source, used={*features, *targets, *options.exclude, *others})
     columns, x = [], np.empty((len(rows), len(features)))
     wrong = []
     for j, name in enumerate(features):
         series = frame.drop_in_place(name)
         try:
             column, x[:, j], remarks = describe(
-                series, categorical=name in categorical, max_categories=max_categories, rows=rows
+                series, categorical=name in options.categorical, max_categories=MAX_CATEGORIES, rows=rows
             )
         except TableError as error:
             wrong.append(str(error))
@@ -125,7 +106,6 @@ def read_table(
         time=None if time is None else moments(frame[time], rows=rows),
         name=source.path.name,
         sha256=sha256,
-        dropped=height - len(rows),
         notes=notes,
     )
 
@@ -146,24 +126,14 @@ def _repeated_rows(frame: pl.DataFrame, names: Sequence[str], *, group: str | No
     return apart - frame.select(names).hash_rows().n_unique()
 
 
-def _features(
-    source: Source,
-    *,
-    targets: Sequence[str],
-    exclude: Sequence[str],
-    categorical: Sequence[str],
-    group: str | None,
-    time: str | None,
-    weight: str | None,
-) -> list[str]:
+def _features(source: Source, options: TableOptions) -> list[str]:
     """The names of the features, after a check that every option names columns that can have its role."""
-    roles = {"target": targets, "exclude": exclude, "categorical": categorical}
-    single = {"group": group, "time": time, "weight": weight}
+    targets, categorical = options.target, options.categorical
+    roles = {"target": targets, "exclude": options.exclude, "categorical": categorical}
+    single = {"group": options.group, "time": options.time, "weight": options.weight}
     roles |= {role: [name] for role, name in single.items() if name is not None}
     for role, names in roles.items():
         require_columns(names, source.names, what=f"{role}: {source.path.name} has no column")
-    if not targets:
-        raise TableError("no target; name the column to predict with --target")
     twice = [name for i, name in enumerate(targets) if name in targets[:i]]
     if twice:
         raise TableError(f"the target {twice[0]!r} is named twice; name it once")
@@ -171,7 +141,7 @@ def _features(
         both = [name for name in names if name in targets]
         if role != "target" and both:
             raise TableError(f"column {both[0]!r} is a target and cannot be named by {role} too; drop one of the two")
-    away = {*targets, *exclude, *single.values(), *(name for name in ROW_INDEX if not name or name not in categorical)}
+    away = {*targets, *options.exclude, *single.values(), *(name for name in ROW_INDEX if not name or name not in categorical)}
     useless = [name for name in categorical if name in away]
     if useless:
         raise TableError(
@@ -182,16 +152,6 @@ def _features(
     if not features:
         raise TableError(f"{source.path.name} has no column left to predict from besides {', '.join(map(repr, targets))}")
     return features
-
-
-def _transforms(targets: Sequence[str], transforms: Mapping[str, str]) -> dict[str, Transform]:
-    """The transform of every target, in the targets' order."""
-    require_columns(list(transforms), targets, what="transform: the targets hold no")
-    known: dict[str, Transform] = {name: name for name in _TRANSFORMS}
-    for target, name in transforms.items():
-        if name not in known:
-            raise TableError(f"target {target!r}: there is no transform {name!r}; there are {', '.join(known)}")
-    return {target: known[transforms.get(target, "identity")] for target in targets}
 
 
 def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> pl.DataFrame:

@@ -53,36 +53,12 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     start = time.perf_counter()
     check_output(output, path)
     progress.stage(f"reading {path.name}")
-    table = read_table(
-        path,
-        targets=options.target,
-        exclude=options.exclude,
-        categorical=options.categorical,
-        group=options.group,
-        time=options.time,
-        weight=options.weight,
-        transforms=options.transforms(),
-        drop_missing_target=options.drop_missing_target,
-        delimiter=options.delimiter,
-    )
-    table = _described(table, options)
+    table = _described(read_table(path, options), options)
     for note in table.notes:
         progress.stage(f"note: {note}")
     if options.calibrate_by is not None:
         calibrate.group_feature(table.columns, options.calibrate_by)
-    plan = plan_rows(
-        table.rows,
-        members=options.members,
-        folds=options.folds,
-        fold_members=options.fold_members,
-        test_share=options.test_share,
-        calibration=options.calibration,
-        calibration_share=options.calibration_share,
-        stop_share=options.stop_share,
-        groups=table.groups,
-        time=table.time,
-        seed=options.seed,
-    )
+    plan = plan_rows(table.rows, options, groups=table.groups, time=table.time)
     _check_plan(plan, options, progress)
     columns, x = seen_columns(table.columns, table.x, np.setdiff1d(np.arange(table.rows), plan.test))
     table = replace(table, columns=columns, x=x)

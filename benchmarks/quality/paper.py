@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from benchmarks.quality.paper_heads import BETA_NLL, MOMENT_MATCHING, MSE, STUDENT_T, Head, Independent, raw_distribution
+from benchmarks.quality.paper_heads import BETA_NLL, MOMENT_MATCHING, MSE, STUDENT_T, Head, raw_distribution
 from benchmarks.quality.paper_networks import BATCH, Trained, Trial, predictive, scaling, train
 from benchmarks.quality.paper_variational import VBEM, VBEM_STAR, XVAMP, XVAMP_STAR
-from benchmarks.quality.scores import Score, scored
+from benchmarks.quality.scores import Independent, Score, scored
 from benchmarks.quality.sets import Set, Split
 
 RATES = (1e-4, 3e-4, 7e-4, 1e-3, 3e-3, 7e-3)

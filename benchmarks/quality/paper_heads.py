@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
+from benchmarks.quality.scores import Independent
 from benchmarks.quality.sets import Values
 from models.distributions import Gaussian, StudentT
 
@@ -51,31 +52,6 @@ class Predictive(NamedTuple):
     mean: Tensor
     variance: Tensor | None = None
     alpha: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Independent:
-    """Targets that are independent given the row: `marginal` has parameters [n, targets], raw units."""
-
-    marginal: Gaussian | StudentT
-
-    @property
-    def mean(self) -> Values:
-        """[n, targets]."""
-        return self.marginal.mean
-
-    def log_density(self, y: Values) -> Values:
-        """Log density of the targets of every row together: [n]."""
-        total: Values = self.marginal.log_density(y).sum(axis=1)
-        return total
-
-    def crps(self, y: Values) -> Values:
-        """[n, targets]."""
-        return self.marginal.crps(y)
-
-    def interval(self, coverage: float) -> tuple[Values, Values]:
-        """Lower and upper ends, [n, targets] each, of the central interval."""
-        return self.marginal.quantile(0.5 * (1 - coverage)), self.marginal.quantile(0.5 * (1 + coverage))
 
 
 Loss = Callable[[Tensors, Tensor, Tensor, Generator], Tensor]

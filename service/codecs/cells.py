@@ -19,10 +19,10 @@ Values = NDArray[np.float64]
 PLAIN_NUMBERS = frozenset({int, float, NoneType})
 """The types of what a number may be in JSON: null is a missing one."""
 NOT_EXACT = 2**53
-"""From here on float64 has not every whole number."""
+"""From here on float64 cannot hold every whole number."""
 _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
-"""Behind whole numbers, which pandas writes so in a column with gaps."""
+"""The `.0` of a whole number, which pandas writes in a column with gaps."""
 _FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
 
 
@@ -33,7 +33,7 @@ def numbers(values: Sequence[Any]) -> Values | None:
         struct.pack_into(f"{len(values)}d", packed.data, 0, *values)  # four times as fast as np.array
     except struct.error:
         return np.array(values, dtype=np.float64) if set(map(type, values)) <= PLAIN_NUMBERS else None
-    # What could be packed is a number, or a flag in the place of a 0 or a 1: few have to be looked for one by one
+    # A flag is packed too, as 0 or 1: only where these occur must each value's type be looked at
     flags_possible = len(values) < _FEW or ((packed == 0) | (packed == 1)).any()
     return None if flags_possible and bool in map(type, values) else packed
 

@@ -56,7 +56,7 @@ class Features:
 
 def features_of(columns: Sequence[Column]) -> Features:
     """The reading plan for a model's columns."""
-    # As orjson reads them: it keeps keys, and one that is the same object is looked up in half the time
+    # As orjson makes them: it reuses keys, and looking up the very same object takes half the time
     names = tuple(orjson.loads(orjson.dumps({column.name: None for column in columns})))
     one = names[0]
     ranged = [column if column.kind != "categorical" else None for column in columns]
@@ -95,7 +95,7 @@ def read_instances(instances: list[Any], features: Features) -> Rows:
 
 
 def joined(parts: Iterable[Rows], features: Features) -> Rows:
-    """The rows of parts as those of one, numbered through, with as many problems as are enough."""
+    """Concatenate the parts' rows, renumber them, and keep up to ENOUGH_PROBLEMS problems."""
     pieces: list[Values] = [np.empty((0, len(features.names)))]
     unknown: list[UnknownCategory] = []
     problems: list[Problem] = []
@@ -135,6 +135,12 @@ def read_column(
         else:
             cells[row] = code
     return cells
+
+
+def first_names(features: Features) -> str:
+    """The first names of features, for a sentence."""
+    shown = ", ".join(features.names[:5])
+    return shown if len(features.names) <= 5 else f"{shown}, ..."
 
 
 def _in_order(instances: list[Any], features: Features, problems: list[Problem]) -> list[Sequence[Any]]:
@@ -179,9 +185,4 @@ def _unknown_names(row: int, instance: dict[str, Any], features: Features) -> It
 def _wrong_form(row: int, instance: object, features: Features) -> Problem:
     found = f"an array of {len(instance)}" if isinstance(instance, list) else json_type(instance)
     width = len(features.names)
-    return Problem(f"is {found}; give an object of feature names, or an array of {width} ({_first_names(features)})", row=row)
-
-
-def _first_names(features: Features) -> str:
-    shown = ", ".join(features.names[:5])
-    return shown if len(features.names) <= 5 else f"{shown}, ..."
+    return Problem(f"is {found}; give an object of feature names, or an array of {width} ({first_names(features)})", row=row)

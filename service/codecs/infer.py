@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from service.codecs.cells import NOT_EXACT, Values, read_number
-from service.codecs.features import Features, UnknownCategory, read_column
+from service.codecs.features import Features, UnknownCategory, first_names, read_column
 from service.codecs.parts import in_parts
 from service.codecs.rows import SEARCHED_BYTES, Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, flag, parameters, raw_numbers, read_tensors
@@ -155,7 +155,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _literal(text: bytes) -> str:
-    """What some clients write into JSON and JSON has not, if that is what is wrong; nothing of a long text."""
+    """What to add where only NaN, Infinity or a huge number makes the text no JSON; nothing for a long text."""
     if len(text) > SEARCHED_BYTES:
         return ""
     found: list[str] = []
@@ -178,7 +178,7 @@ def _outputs(given: object, *, default: bool) -> tuple[tuple[str, ...], frozense
     if not isinstance(given, list):
         raise InvalidRequestError(f"'outputs' is {json_type(given)}; give an array")
     try:
-        text = orjson.dumps(given)  # a client says the same again and again
+        text = orjson.dumps(given)  # a client asks for the same outputs again and again
     except TypeError:  # nested so deep that orjson does not write it
         return _read_outputs(given, default)
     return _understood_outputs(text, default) if len(text) <= _REMEMBERED_BYTES else _read_outputs(given, default)
@@ -260,8 +260,7 @@ def _rows(tensors: Mapping[str, Tensor], features: Features) -> int:
             raise InvalidRequestError(f"input {others[0][:100]!r} comes beside 'x'; give x alone, or a tensor for each feature")
         if len(whole.shape) != 2 or whole.shape[1] != width:
             raise InvalidRequestError(
-                f"input 'x' has shape {list(whole.shape)}; this model takes [rows, {width}] ({', '.join(features.names[:5])}"
-                f"{', ...' if width > 5 else ''})"
+                f"input 'x' has shape {list(whole.shape)}; this model takes [rows, {width}] ({first_names(features)})"
             )
         return whole.shape[0]
     rows: int | None = None
@@ -270,7 +269,7 @@ def _rows(tensors: Mapping[str, Tensor], features: Features) -> int:
             known = (*features.names, WHOLE)
             raise InvalidRequestError(
                 f"{name[:100]!r} is no input of this model{nearest(name, known)}; give x [rows, {width}], or a tensor for each "
-                f"feature ({', '.join(features.names[:5])}{', ...' if width > 5 else ''})"
+                f"feature ({first_names(features)})"
             )
         if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)):
             raise InvalidRequestError(f"input {name!r} has shape {list(tensor.shape)}; a feature takes [rows] or [rows, 1]")
@@ -293,7 +292,7 @@ def _whole(tensor: Tensor, features: Features, problems: list[Problem]) -> Value
         if column.kind in ("boolean", "categorical"):
             largest = 1 if column.kind == "boolean" else len(column.categories or []) - 1
             values = x[:, position]
-            with np.errstate(invalid="ignore"):  # infinity, which `_endless` refuses
+            with np.errstate(invalid="ignore"):  # infinity, which `infinite` refuses
                 wrong = np.isfinite(values) & ((values % 1 != 0) | (values < 0) | (values > largest))
             expected = "0 or 1" if column.kind == "boolean" else f"the number of a category, 0 to {largest}"
             problems += [
@@ -354,7 +353,7 @@ def _id(request: Mapping[str, Any]) -> str | None:
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:
-    """In seconds; 0 is none, as in Triton."""
+    """In seconds; None without one, and for 0, as in Triton."""
     given = options.get("timeout")
     if given is None:
         return None

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import orjson
 
 PART_BYTES = 128 * 1024
-"""Of a part, or a little more: orjson takes less than a millisecond for it."""
+"""A part has this many bytes or a few more: orjson takes less than a millisecond for it."""
 ROWS_AT_ONCE = 1000
 NUMBERS_AT_ONCE = 10_000
-"""Read or written without letting another thread run, which takes about a millisecond."""
+"""This many are read or written without letting another thread run, which takes about a millisecond."""
 
 Row = TypeVar("Row")
 _MARK = secrets.token_hex()  # a text that no client knows
@@ -35,8 +35,8 @@ def by_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def in_parts(text: bytes, keys: Sequence[str], places: Callable[[Any], Iterable[tuple[Any, str]]]) -> Any:
     """A JSON document with an iterator over its parts in the place of each long array that stands under one of the keys.
 
-    places(document): the objects in which they are looked for, each with its key; all that is found must be read, for only that
-    proves that it is an array. None where the text is short or to be read whole: it has no such array, has one in another
+    places(document): (object, key) pairs where a long array may stand. Read every iterator to its end: only then is the JSON
+    proven valid. None where the text is short or to be read whole: it has no such array, has one in another
     place, or is no JSON. It is to be read whole, too, where an iterator raises orjson.JSONDecodeError: the array is no JSON,
     or a text within it looks like a place between two elements.
     """

@@ -131,7 +131,7 @@ def row_numbers(prediction: Prediction, *, coverage: tuple[float, ...], targets:
     more = {name: array for name in _MORE if (array := getattr(prediction, name)) is not None}
     counts = tuple((name, array.shape[2]) for name, array in more.items())
     long = len(coverage) + sum(count for _, count in counts) > _REMEMBERED_NUMBERS
-    template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in memory
+    template = (_template.__wrapped__ if long else _template)(coverage, targets, counts)  # a long one would stay in the cache
     rows, texts = len(prediction.mean), []
     step = 1 if rows == 1 else _rows_at_once(len(targets) * (3 + 2 * len(coverage) + sum(count for _, count in counts)))
     for start in range(0, rows, step):
@@ -168,7 +168,7 @@ def answer(numbers: RowNumbers, warnings: dict[int, list[str]], *, model: dict[s
 def _number_texts(prediction: Prediction, more: Sequence[NDArray[Any]], rows: slice, *, coverages: int) -> list[bytes]:
     """The numbers of some rows in the order of `_template`. A float32 is written with the digits it has."""
     single = all(array.dtype == prediction.mean.dtype for array in more)
-    if single and prediction.mean.size == coverages == 1:  # as they come: one operation of NumPy takes as long as all of this
+    if single and prediction.mean.size == coverages == 1:  # a single NumPy operation would take as long as all of this
         arrays = (prediction.mean, prediction.std, prediction.epistemic_std, prediction.lower, prediction.upper, *more)
         return _texts(np.frombuffer(b"".join([array.tobytes() for array in arrays]), dtype=prediction.mean.dtype))
     form: Callable[[NDArray[Any]], NDArray[Any]] = _as_it_is if single else _as_texts
@@ -222,7 +222,7 @@ def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
         raise TooLargeError(
             f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
         )
-    values = max(rows, 1) * values_per_row  # what is asked of no rows must be looked at too
+    values = max(rows, 1) * values_per_row  # a request without rows must not ask for too much either
     if values > limits.answer_values:
         raise TooLargeError(
             f"the answer would hold {values} numbers; at most {limits.answer_values} are allowed "

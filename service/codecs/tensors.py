@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.codecs.cells import PLAIN_NUMBERS, Values, numbers
-from service.codecs.words import json_type
+from service.codecs.words import json_type, shortened
 from service.errors import InvalidRequestError
 
 NUMBERS: dict[str, np.dtype[Any]] = {
@@ -59,8 +59,8 @@ def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise InvalidRequestError(f"the name of input {number} is {_given(given, 'name')}; give a text")
         if name in tensors:
-            raise InvalidRequestError(f"input {_quoted(name)} is there twice")
-        what = f"input {_quoted(name)}"
+            raise InvalidRequestError(f"input {shortened(name)!r} is there twice")
+        what = f"input {shortened(name)!r}"
         datatype, shape = _datatype(given, what), _shape(given, what)
         count = math.prod(shape)
         size = _binary_size(given, what)
@@ -245,14 +245,10 @@ def _given(given: Mapping[str, Any], key: str) -> str:
         return "missing"
     value = given[key]
     if isinstance(value, str):
-        return _quoted(value)
+        return repr(shortened(value))
     if isinstance(value, list):
         return _shown(value)
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else json_type(value)
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 100 else f"{text[:97]}...")
 
 
 def _shown(shape: Sequence[object]) -> str:

@@ -29,9 +29,9 @@ class Unusual:
     row: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     """[k]: of each value outside the training range, and of each gap; in order."""
     feature: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-    """[k]: of the same."""
+    """[k]: the column of each such value."""
     values: Values = field(default_factory=lambda: np.empty(0))
-    """[k]: of the same; a gap is NaN."""
+    """[k]: the value; NaN for a gap."""
 
     @cached_property
     def rows(self) -> list[int]:
@@ -71,7 +71,7 @@ def find_unusual(x: Values, unknown: Sequence[UnknownCategory], features: Featur
 def warnings_about(unusual: Unusual, features: Features, *, rows: int | None = None) -> dict[int, list[str]]:
     """Sentences about unusual rows, by row; rows: about the first so many only.
 
-    Where there are very many, the last rows hear no more than that they are unusual.
+    Where there are very many, the last rows are only told that they are unusual.
     """
     if unusual is _USUAL:
         return {}

@@ -42,7 +42,7 @@ class Part:
         self.start = start
         self.end = end
         self.shared = shared
-        """What the calls of a run make of all rows for one another, by whatever name they agree upon."""
+        """Cache shared by the calls of one run: what the first makes of all rows, the others reuse."""
 
     @property
     def arrays(self) -> Arrays:
@@ -53,14 +53,14 @@ class Part:
 Done = Callable[[Part | Exception], None]
 
 _MOST_TURNS = 4
-"""Of the event loop, for which a run waits while each brings more requests."""
+"""A run waits at most this many turns of the event loop, while each brings more requests."""
 _THREAD_SECONDS = 0.05
-"""For which a model keeps a thread before it gives it to those that wait for one."""
+"""How long a model keeps a thread before others get it."""
 
 
 @dataclass(frozen=True)
 class RunLimits:
-    """Seconds of a run on the event loop; rows of any run and of the queue; and the longest wait in seconds."""
+    """The longest run on the event loop, the most rows of a run and of the queue, and the longest wait."""
 
     inline_seconds: float
     run_rows: int
@@ -84,7 +84,7 @@ class Call:
         deadline: float,
         done: Done,
     ):
-        """small: run on the event loop. came, deadline: of time.perf_counter: the event loop's clock ticks in milliseconds."""
+        """small: run on the event loop. came, deadline: by time.perf_counter, as the event loop's clock counts milliseconds."""
         self.x = x
         self.small = small
         self.coverage = coverage
@@ -113,7 +113,7 @@ class Batcher:
         self._ran: list[tuple[Arrays, int, int, float]] = []  # runs that are not counted yet, whichever thread did them
         self._waited: list[float] = []  # seconds of calls before their runs, likewise
         self._ready: list[Call] = []  # came in these turns of the event loop
-        self._seen = 0  # so many of them before this turn
+        self._seen = 0  # how many of them came before this turn
         self._turns = 0
         self._queue: list[Call] = []  # waits for the thread, which takes from it while the lock is held
         self._lock = threading.Lock()
@@ -172,9 +172,9 @@ class Batcher:
         return call
 
     def give_up(self, call: Call, why: Exception | None = None) -> None:
-        """The call is not run, unless its run has begun, and not answered; `why` is what its caller hears. On the event loop.
+        """Forget a call: it is not run, unless its run has begun. Its caller gets `why`, if that is given. On the event loop.
 
-        Nothing where it is answered already.
+        Does nothing where the call is answered already.
         """
         if not call.over:
             self._leave_queue(call)
@@ -196,7 +196,7 @@ class Batcher:
         while self._ran:
             arrays, rows, requests, seconds = self._ran.pop()
             if rows > self._inline_rows and seconds < self._limits.inline_seconds:
-                self._inline_rows = rows  # row_seconds was too much
+                self._inline_rows = rows  # row_seconds was an overestimate
             self._metrics.ran(arrays, rows=rows, requests=requests, seconds=seconds)
 
     def _check_room(self, rows: int, *, small: bool) -> None:
@@ -208,7 +208,7 @@ class Batcher:
             )
 
     def _flush(self) -> None:
-        """Run what is small, once a turn of the event loop; if this turn has brought more and there is room, look again."""
+        """Run the small calls, once a turn of the event loop; where it brought more and a run has room, look again."""
         loop = asyncio.get_running_loop()
         came, self._seen, self._turns = len(self._ready) - self._seen, len(self._ready), self._turns + 1
         ready_rows = self._rows[True]  # small calls wait nowhere else
@@ -224,7 +224,7 @@ class Batcher:
             self._answer(calls, self._attempt(calls))
 
     def _enqueue(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
-        """Let a call wait for the thread; it hears of its deadline when that passes, not when its turn would have come."""
+        """Let a call wait for the thread. It is refused the moment its deadline passes, not when its turn would have come."""
         with self._lock:
             self._queue.append(call)
         call.timer = loop.call_later(call.deadline - call.came, self._expire, call)
@@ -235,7 +235,7 @@ class Batcher:
             self._end(call, DeadlineError(_TOO_LATE))
 
     def _leave_queue(self, call: Call) -> bool:
-        """Whether the call waited for the thread."""
+        """Take the call out of the thread's queue; whether it was there."""
         with self._lock:
             waits = call in self._queue
             if waits:
@@ -257,7 +257,7 @@ class Batcher:
         return wanted
 
     def _end(self, call: Call, result: Part | Exception | None = None) -> None:
-        """Nothing more happens to a call. result: what its caller hears; None where there is no caller any more."""
+        """The end of a call. result: what its caller gets; None where the caller has gone."""
         if call.over:
             return
         call.over = True
@@ -271,7 +271,7 @@ class Batcher:
                 logger.exception("handing over an answer failed: this is a bug")
 
     def _run_queue(self) -> None:
-        """Let the thread run the queue, unless it does."""
+        """Let the thread run the queue, unless it already does."""
         if self._queue and not self._in_thread:
             self._in_thread = True
             loop = asyncio.get_running_loop()

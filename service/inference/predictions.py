@@ -54,7 +54,7 @@ class Question:
 
     @property
     def numbers(self) -> int:
-        """Of the answer, for each target."""
+        """How many numbers the answer holds for each target."""
         of_row = 3 + 2 * len(self.coverage) + len(self.quantiles) + len(self.thresholds) + self.samples
         return len(self.x) * of_row
 
@@ -175,7 +175,7 @@ def check_finite(prediction: Prediction, targets: Sequence[str]) -> None:
 
 
 def _extremes(values: tuple[float, ...]) -> tuple[float, ...]:
-    """The smallest and the largest; nothing of nothing."""
+    """(min, max); empty for an empty tuple."""
     return (min(values), max(values)) if len(values) > 1 else 2 * values
 
 
@@ -183,7 +183,7 @@ def _extremes(values: tuple[float, ...]) -> tuple[float, ...]:
 def _too_small(
     largest_coverage: tuple[float, ...], quantiles: tuple[float, ...], rows: tuple[int, ...], interval: IntervalKind
 ) -> list[int]:
-    """The groups that cannot give all of them; those between two that a group can give, it can give too. rows: by group."""
+    """The groups whose `rows` (by group) are too few. A group that supports the extremes supports all between them."""
     wanted = [(c, "coverage") for c in largest_coverage] + [(p, "quantile") for p in quantiles]
     return [group for group, count in enumerate(rows) if any(_lack(value, what, count, interval) for value, what in wanted)]
 
@@ -228,7 +228,7 @@ def _groups(x: Values, targets: CalibratedTargets) -> NDArray[np.int64]:
 def _by_group(
     groups: NDArray[np.int64], targets: CalibratedTargets, function: Callable[..., Values], *arrays: Values
 ) -> Values:
-    """`function(residuals, *arrays)` on the rows of each group with that group's residuals; of the form of the first array."""
+    """`function(residuals, *arrays)` on the rows of each group, with that group's residuals; shaped as the first array."""
     result = np.empty_like(arrays[0])
     for group in np.unique(groups):
         rows = groups == group

@@ -1,4 +1,4 @@
-"""One ONNX Runtime session on a device that was chosen openly: nothing falls back to the CPU unsaid."""
+"""One ONNX Runtime session on the chosen device: nothing falls back to the CPU without saying so."""
 
 import logging
 import os

@@ -1,1 +1,1 @@
-"""The HTTP routes: they translate, and know nothing of arrays."""
+"""The HTTP routes: they translate between HTTP, the codecs and the models."""

@@ -33,7 +33,7 @@ LARGE_NUMBERS = 2500
 
 @dataclass(slots=True)
 class Content:
-    """What goes back."""
+    """An answer: body, headers and status."""
 
     body: bytes
     media_type: bytes = JSON
@@ -42,7 +42,7 @@ class Content:
 
     @property
     def all_headers(self) -> list[tuple[bytes, bytes]]:
-        """Those that tell of the body first."""
+        """Those of the body first."""
         return [(b"content-type", self.media_type), (b"content-length", b"%d" % len(self.body)), *self.headers]
 
 
@@ -70,7 +70,7 @@ def length_of(value: bytes | None) -> int | None:
 
 
 def error_content(error: ServiceError) -> Content:
-    """What tells of `error`."""
+    """The answer that reports `error`."""
     headers = tuple((name.lower().encode(), value.encode()) for name, value in error.headers.items())
     return Content(orjson.dumps(error.body()), headers=headers, status=error.status)
 

@@ -10,7 +10,7 @@ from service.errors import InvalidRequestError, OverloadedError, TooLargeError
 from service.routes.answers import length_of
 
 SMALL_BYTES = 64 * 1024
-"""For so much of each body there is always room: large ones do not keep small ones out."""
+"""This much of each body is not counted: large bodies do not keep small ones out."""
 LARGEST_BODIES = 16
 """There is room for so many bodies of the largest size that is allowed."""
 
@@ -96,7 +96,7 @@ def decompressed(body: bytes, encoding: str, *, limit: int) -> bytes:
     """What a body holds. Raises InvalidRequestError; TooLargeError where that is more than `limit` bytes."""
     if encoding not in (*_GZIP, "deflate"):
         raise InvalidRequestError(f"Content-Encoding {encoding[:40]!r} is not read here; send gzip, deflate or no encoding")
-    reader = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # finds out by itself whether gzip or zlib
+    reader = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: zlib finds out whether the data is gzip or zlib
     try:
         plain = reader.decompress(body, limit + 1)
     except zlib.error as error:

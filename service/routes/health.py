@@ -31,19 +31,10 @@ async def ready(request: Request) -> Response:
     return _not_ready({"ready": False, "live": True, "error": f"not ready: {reason}"})
 
 
+@router.get("/v2/models/{name}/versions/{version}/ready", summary="Is a version of a model ready?")
 @router.get("/v2/models/{name}/ready", summary="Is a model ready?")
 async def model_ready(request: Request) -> Response:
-    """200 when the model can answer, 503 when it cannot, 404 when there is none."""
-    return _model_ready(request)
-
-
-@router.get("/v2/models/{name}/versions/{version}/ready", summary="Is a version of a model ready?")
-async def version_ready(request: Request) -> Response:
-    """200 when this version can answer, 503 when it cannot, 404 when there is none."""
-    return _model_ready(request)
-
-
-def _model_ready(request: Request) -> Response:
+    """200 when the model, or this version of it, can answer, 503 when it cannot, 404 when there is none."""
     name = request.path_params["name"]
     try:
         state_of(request).repository.model(**request.path_params)

@@ -70,7 +70,7 @@ class Predictions:
         self._state = state
         self._vertex_route = state.settings.vertex_predict_route
         self.bodies = BodyRoom(state.settings.max_body_bytes)
-        self._aside: set[asyncio.Task[Content]] = set()  # which the event loop itself would forget
+        self._aside: set[asyncio.Task[Content]] = set()  # the event loop keeps only weak references to them
 
     def route(self, path: str) -> Route | None:
         """What this path asks for; None where it is no prediction path."""
@@ -218,7 +218,7 @@ class _Work:
         return content
 
     def end(self, result: Content | Exception) -> Content | Exception:
-        """What the client gets: `result`, or what tells of it where it is an error of the request's. A bug stays what it is."""
+        """What the client gets: `result`, or what reports a ServiceError or a client that has gone. A bug stays as it is."""
         metrics, outcome = self._state.metrics, OK
         metrics.in_flight -= 1
         if isinstance(result, ServiceError):

@@ -15,9 +15,9 @@ PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 
 _FINITE = "finite"
 _RAW_TO_JSON = 20
-"""A byte of JSON takes as long to read as so many raw ones of numbers."""
+"""Reading one JSON byte takes about as long as reading this many raw bytes of numbers."""
 _JSON_TO_RAW_TEXTS = 4
-"""A raw byte of short texts takes as long to read as so many of JSON."""
+"""Reading one raw byte of short texts takes about as long as reading this many JSON bytes."""
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 

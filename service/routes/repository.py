@@ -39,25 +39,11 @@ async def show_model(request: Request) -> Response:
     return json_answer(_described(name, entry) | {"ready": entry.default is not None})
 
 
+@router.get("/v1/models/{name}/labels/{label}/metadata", summary="What is known about a labelled version of a model")
+@router.get("/v1/models/{name}/versions/{version}/metadata", summary="What is known about a version of a model")
 @router.get("/v1/models/{name}/metadata", summary="What is known about a model")
 async def show_metadata(request: Request) -> Response:
     """The manifest without its long arrays, the device in use, the file's digest, and a JSON Schema of one instance."""
-    return _metadata(request)
-
-
-@router.get("/v1/models/{name}/versions/{version}/metadata", summary="What is known about a version of a model")
-async def show_version_metadata(request: Request) -> Response:
-    """As for the model's default version."""
-    return _metadata(request)
-
-
-@router.get("/v1/models/{name}/labels/{label}/metadata", summary="What is known about a labelled version of a model")
-async def show_label_metadata(request: Request) -> Response:
-    """As for the model's default version."""
-    return _metadata(request)
-
-
-def _metadata(request: Request) -> Response:
     return json_answer(metadata(state_of(request).repository.model(**request.path_params)))
 
 

@@ -38,16 +38,13 @@ async def all_statistics(request: Request) -> Response:
     return _statistics_of(request, state_of(request).models())
 
 
+@router.get("/v2/models/{name}/versions/{version}", summary="Metadata of a model's version")
 @router.get("/v2/models/{name}", summary="Model metadata")
 async def model_metadata(request: Request) -> Response:
-    """Inputs and outputs of a model as tensors."""
-    return _metadata(request)
-
-
-@router.get("/v2/models/{name}/versions/{version}", summary="Metadata of a model's version")
-async def version_metadata(request: Request) -> Response:
-    """Inputs and outputs of a version as tensors."""
-    return _metadata(request)
+    """Inputs and outputs as tensors."""
+    repository = state_of(request).repository
+    model = repository.model(**request.path_params)
+    return json_answer(tensor_metadata(model, [*repository.entry(model.name).served]))
 
 
 @router.get("/v2/models/{name}/stats", summary="Statistics of a model")
@@ -99,12 +96,6 @@ async def _no_overrides(request: Request) -> None:
 def _statistics_of(request: Request, models: Iterable[ServedModel]) -> Response:
     versions = sorted((model.name, model.version) for model in models)
     return json_answer(statistics(state_of(request).snapshots(), [(name, str(version)) for name, version in versions]))
-
-
-def _metadata(request: Request) -> Response:
-    repository = state_of(request).repository
-    model = repository.model(**request.path_params)
-    return json_answer(tensor_metadata(model, [*repository.entry(model.name).served]))
 
 
 def _index(name: str, entry: Entry) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from training.config import TableOptions
 from training.errors import TableError
 from training.tables import read_table
 
@@ -30,7 +31,7 @@ def written(tmp_path, table: pl.DataFrame, name: str = "t.csv"):
 
 
 def read(tmp_path, table: pl.DataFrame, *, name: str = "t.csv", **options):
-    return read_table(written(tmp_path, table, name), **({"targets": ["y"]} | options))
+    return read_table(written(tmp_path, table, name), TableOptions(**({"target": ["y"]} | options)))
 
 
 def refusal(tmp_path, table: pl.DataFrame, **options) -> str:
@@ -64,13 +65,13 @@ def test_a_table_is_the_same_from_every_format(tmp_path, name):
     np.testing.assert_array_equal(result.y[:, 0], table["y"])
     assert result.columns[4].integer
     assert result.columns[1].missing == 0.25
-    assert (result.name, result.rows, result.dropped, result.notes) == (name, ROWS, 0, [])
+    assert (result.name, result.rows, result.notes) == (name, ROWS, [])
     assert result.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     assert (result.weights, result.groups, result.time) == (None, None, None)
 
 
 def test_several_targets_keep_the_order_they_were_named_in(tmp_path):
-    result = read(tmp_path, frame(z=np.arange(ROWS) / ROWS), targets=["z", "y"], transforms={"y": "log"})
+    result = read(tmp_path, frame(z=np.arange(ROWS) / ROWS), target=["z", "y"], transform=["y=log"])
     assert [(t.name, t.transform) for t in result.targets] == [("z", "identity"), ("y", "log")]
     assert (result.targets[0].minimum, result.targets[0].maximum) == (0, (ROWS - 1) / ROWS)
     assert result.y.shape == (ROWS, 2)
@@ -118,7 +119,7 @@ def test_a_word_in_row_50_000_of_a_numeric_column_is_named(tmp_path):
     table = pl.DataFrame({"a": values, "y": np.arange(60_000.0)})
     assert "most of its values are numbers, but data row 50000 holds 'abc'" in refusal(tmp_path, table)
     assert (
-        refusal(tmp_path, table, targets=["a"])
+        refusal(tmp_path, table, target=["a"])
         == "target 'a' is not a number in 1 of 60000 rows: data row 50000 holds 'abc'; a target is a quantity, so "
         "correct these or choose another column"
     )
@@ -131,7 +132,6 @@ def test_missing_targets_are_refused_or_left_out(tmp_path):
         f"target 'y' is missing in 2 of {ROWS} rows, first in data row 1; leave them out with --drop-missing-target"
     )
     result = read(tmp_path, table, weight="w", drop_missing_target=True)
-    assert result.dropped == 2
     assert result.notes == ["2 rows with a missing target were left out"]
     assert len(result.x) == len(result.y) == len(result.weights) == ROWS - 2
     np.testing.assert_array_equal(result.x[:, 0], table["a"][2:])
@@ -142,13 +142,13 @@ def test_blank_lines_are_left_out_and_rows_keep_their_numbers(tmp_path):
     path = tmp_path / "t.csv"
     lines = [f"{i},{i / 2}" for i in range(ROWS)]
     path.write_text("a,y\n\n" + "\n".join(lines) + "\n\n")
-    result = read_table(path, targets=["y"])
-    assert (result.rows, result.dropped) == (ROWS, 2)
+    result = read_table(path, TableOptions(target=["y"]))
+    assert result.rows == ROWS
     assert "2 rows without any value were left out" in result.notes
     lines[9] = "inf,3"
     path.write_text("a,y\n\n" + "\n".join(lines) + "\n")
     with pytest.raises(TableError, match="in data row 11"):
-        read_table(path, targets=["y"])
+        read_table(path, TableOptions(target=["y"]))
 
 
 @pytest.mark.parametrize(
@@ -205,29 +205,25 @@ def test_copies_that_a_group_keeps_together_are_not_noted(tmp_path):
 def test_a_million_cells_are_read_without_losing_a_digit(tmp_path):
     values = np.random.default_rng(1).normal(size=(50_000, 20))
     table = pl.DataFrame(values, schema=[f"c{i}" for i in range(20)])
-    result = read(tmp_path, table, targets=["c0"])
+    result = read(tmp_path, table, target=["c0"])
     np.testing.assert_array_equal(result.x, values[:, 1:])
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"targets": []}, "no target; name the column to predict with --target"),
-        ({"targets": ["Y"]}, "target: t.csv has no column 'Y'; the nearest are 'y'"),
+        ({"target": ["Y"]}, "target: t.csv has no column 'Y'; the nearest are 'y'"),
         ({"exclude": ["weigth"]}, "exclude: t.csv has no column 'weigth'; the nearest are 'weight'"),
         ({"categorical": ["q"]}, "categorical: t.csv has no column 'q'; there are 'a', 'y', 'weight'"),
         ({"group": "q"}, "group: t.csv has no column 'q'"),
         ({"time": "q"}, "time: t.csv has no column 'q'"),
         ({"weight": "q"}, "weight: t.csv has no column 'q'"),
-        ({"targets": ["y", "y"]}, "the target 'y' is named twice"),
+        ({"target": ["y", "y"]}, "the target 'y' is named twice"),
         ({"exclude": ["y"]}, "column 'y' is a target and cannot be named by exclude too"),
         ({"group": "y"}, "column 'y' is a target and cannot be named by group too"),
         ({"categorical": ["weight"], "weight": "weight"}, "categorical names 'weight', which is no feature"),
         ({"exclude": ["a", "weight"]}, "no column left to predict from besides 'y'"),
-        ({"transforms": {"z": "log"}}, "transform: the targets hold no 'z'; there are 'y'"),
-        ({"transforms": {"y": "sqrt"}}, "target 'y': there is no transform 'sqrt'; there are identity, log, logit"),
-        ({"transforms": {"y": "logit"}}, "the transform logit needs values between 0 and 1"),
-        ({"max_categories": 0}, "max_categories is 0"),
+        ({"transform": ["logit"]}, "the transform logit needs values between 0 and 1"),
     ],
 )
 def test_options_that_do_not_fit_the_table_are_refused(tmp_path, options, sentence):
@@ -243,8 +239,8 @@ def test_options_that_do_not_fit_the_table_are_refused(tmp_path, options, senten
         ({"y": [3] * 200}, {}, "target 'y' is 3 in every row: there is nothing to predict"),
         ({"y": [None] * 200}, {"drop_missing_target": True}, "target 'y' has no value in any row"),
         ({"y": [1.0, float("inf")] * 100}, {}, "column 'y' holds an infinite value (inf) in data row 2"),
-        ({"y": [1, 0] * 100}, {"transforms": {"y": "log"}}, "target 'y' holds 0 in data row 2, and the transform log"),
-        ({"y": [0.5, 1] * 100}, {"transforms": {"y": "logit"}}, "target 'y' holds 1 in data row 2"),
+        ({"y": [1, 0] * 100}, {"transform": ["log"]}, "target 'y' holds 0 in data row 2, and the transform log"),
+        ({"y": [0.5, 1] * 100}, {"transform": ["logit"]}, "target 'y' holds 1 in data row 2"),
         ({"w": [1, -2] * 100}, {"weight": "w"}, "weight column 'w' holds -2 in data row 2; weights are 0 or more"),
         ({"w": [0] * 200}, {"weight": "w"}, "weight column 'w' is 0 in every row"),
         ({"w": [1, None] * 100}, {"weight": "w"}, "weight column 'w' is missing in 100 of 200 rows"),
@@ -271,5 +267,5 @@ def test_a_semicolon_table_is_read_with_its_delimiter(tmp_path):
     path = tmp_path / "t.csv"
     frame().write_csv(path, separator=";")
     with pytest.raises(TableError, match="read it with --delimiter ';'"):
-        read_table(path, targets=["y"])
-    assert read_table(path, targets=["y"], delimiter=";").rows == ROWS
+        read_table(path, TableOptions(target=["y"]))
+    assert read_table(path, TableOptions(target=["y"], delimiter=";")).rows == ROWS

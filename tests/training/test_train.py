@@ -158,12 +158,9 @@ def test_what_is_asked_for_reaches_the_table_the_plan_the_fits_and_the_baselines
     calls["cross_predicted"] = spied(monkeypatch, wiring.evaluate, "cross_predicted")
     _, manifest = trained(mixed_table, tmp_path, **given, baselines=True, epochs=2)
 
-    ((_, asked, table),) = calls["read_table"]
-    for name in ("exclude", "categorical", "group", "weight", "drop_missing_target", "delimiter"):
-        assert asked[name] == given[name]
-    ((_, asked, plan),) = calls["plan_rows"]
-    for name in ("stop_share", "seed", *more):
-        assert asked[name] == given[name]
+    (((_, for_table), _, table),) = calls["read_table"]
+    (((_, for_plan), asked, plan),) = calls["plan_rows"]
+    assert for_table.model_dump(include={*given}) == for_plan.model_dump(include={*given}) == given
     assert asked["groups"] is table.groups
     assert manifest.calibration.dependence == "group"
 
@@ -183,8 +180,8 @@ def test_what_is_asked_for_reaches_the_table_the_plan_the_fits_and_the_baselines
 
 @pytest.mark.parametrize("calibration", ["cross", "split"])
 def test_no_calibration_row_is_predicted_by_a_network_that_saw_it(monkeypatch, calibration):
-    shares = {"test_share": 0.1, "calibration_share": 0.2, "stop_share": 0.1}
-    plan = plan_rows(200, members=2, folds=3, fold_members=2, calibration=calibration, seed=0, **shares)
+    options = {"target": ["y"], "members": 2, "fold_members": 2, "test_share": 0.1, "calibration": calibration}
+    plan = plan_rows(200, FitOptions.model_construct(**options))
 
     class Networks:
         """Stands for the fitted networks: a part of them is the rows that it saw."""
