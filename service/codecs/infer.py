@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import orjson
 from service.codecs.cells import NOT_EXACT, Values, read_number
 from service.codecs.features import Features, UnknownCategory, first_names, read_column
 from service.codecs.parts import in_parts
-from service.codecs.rows import SEARCHED_BYTES, Limits, check_levels, check_size
+from service.codecs.rows import OPTIONS, SEARCHED_BYTES, Limits, check_levels, check_size
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, flag, parameters, raw_numbers, read_tensors
 from service.codecs.unusual import find_unusual, infinite, unknown_category_problems, warnings_about
-from service.codecs.words import json_type, nearest
+from service.codecs.words import json_type, nearest, shortened
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.inference.predictions import Question
 
@@ -27,6 +28,9 @@ COVERAGE = "coverage"
 DATATYPE_OF_RAW = "FP64"
 """Of a body that is nothing but the bytes of x."""
 
+_PARAMETERS = (COVERAGE, "strict", "timeout", "binary_data_output")
+_KNOWN_PARAMETERS = frozenset(_PARAMETERS)
+_LOOKED_AT = 20
 _REMEMBERED_BYTES = 1000
 _NOT_EXACT = {"FP16": 2**11, "FP32": 2**24}
 """As NOT_EXACT, of narrower floats."""
@@ -62,6 +66,8 @@ def read_infer(
     text, raw = (body, memoryview(b"")) if json_bytes is None else (body[:json_bytes], memoryview(body)[json_bytes:])
     request, tensors = _read_in_parts(text, raw) or _read_whole(text, raw)
     options = parameters(request, "the request")
+    if not options.keys() <= _KNOWN_PARAMETERS:
+        _refuse_misspelt(options)
     outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
     _check_names(tensors, features)
     coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
@@ -350,6 +356,17 @@ def _id(request: Mapping[str, Any]) -> str | None:
     if given is not None and not isinstance(given, str):
         raise InvalidRequestError(f"'id' is {json_type(given)}; give a text")
     return given
+
+
+def _refuse_misspelt(options: Mapping[str, Any]) -> None:
+    """Raise InvalidRequestError where a parameter is meant for this service and does nothing; a client's own are let be."""
+    for name in islice(options.keys() - _KNOWN_PARAMETERS, _LOOKED_AT):
+        near = nearest(name, _PARAMETERS)
+        known = f"(known: {', '.join(_PARAMETERS)})"
+        if near:
+            raise InvalidRequestError(f"{shortened(name)!r} is no parameter of a request{near} {known}")
+        if name in OPTIONS:
+            raise InvalidRequestError(f"{name!r} is an option of the V1 routes (/v1/models/...:predict) and none of V2 {known}")
 
 
 def _timeout(options: Mapping[str, Any]) -> float | None:

@@ -75,10 +75,16 @@ class Expected:
     labels: dict[str, int] = field(default_factory=dict)
     unloaded: bool = False
     versions: frozenset[int] = frozenset()
+    touched: int = 0
+    awaited: bool = True
 
-    def scan(self, folder: Folder, *, loaded_versions: int) -> Counter[str]:
-        """Follow the folder; how many files were taken in and refused."""
+    def scan(self, folder: Folder, *, loaded_versions: int, touched: int) -> Counter[str]:
+        """Follow the folder; how many files were taken in and refused. touched: when the folder was changed."""
         reloads = Counter[str]()
+        if touched != self.touched:  # what failed is tried again
+            self.touched = touched
+            for version in self.failed:
+                self.tried.pop(version, None)
         if folder.labels is not None:
             self.labels = dict(folder.labels)
         kept: set[int] = set()
@@ -100,6 +106,7 @@ class Expected:
             for version in known.keys() - kept:
                 del known[version]
         self.unloaded, self.versions = folder.unloaded, frozenset(folder.files)
+        self.awaited = self.awaited or bool(self.served)
         return reloads
 
     def answer(self, version: int | None = None, label: str | None = None) -> tuple[int, int | None, int | None]:
@@ -144,6 +151,7 @@ class RepositoryStates(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.reloads = Counter[str]()
         self.forbidden = 0
+        self.was_ready = False
         self.scan()
 
     @rule(name=names, content=contents, scan=st.booleans())
@@ -210,9 +218,6 @@ class RepositoryStates(RuleBasedStateMachine):
             assert status == 403
             return
         self.disk[name].unloaded = False
-        if name in self.expected:
-            for version in self.expected[name].failed:
-                self.expected[name].tried.pop(version, None)
         self._follow()
         expected = self.expected.get(name)
         assert status == (404 if expected is None else 200 if expected.served else 503)
@@ -279,8 +284,7 @@ class RepositoryStates(RuleBasedStateMachine):
                 assert ready == expected.answer(version)[0]
             assert models[name]["labels"] == {label: str(version) for label, version in expected.labels.items()}
             assert ("labels_problem" in models[name]) == (self.seen_labels_problem[name])
-        waiting = not self.expected or any(not one.served and not one.unloaded for one in self.expected.values())
-        assert (await self._get("/v2/health/ready"))[0] == (503 if waiting else 200)
+        assert (await self._get("/v2/health/ready"))[0] == (503 if self._waiting() else 200)
 
     def everything_is_counted(self):
         service = self.app.state.service
@@ -310,10 +314,17 @@ class RepositoryStates(RuleBasedStateMachine):
         self.followed = True
         for name, folder in self.disk.items():
             if folder.files:
-                self.reloads += self.expected.setdefault(name, Expected()).scan(folder, loaded_versions=self.loaded_versions)
+                expected = self.expected.setdefault(name, Expected(awaited=not self.was_ready))
+                touched = (self.path / name).stat().st_mtime_ns
+                self.reloads += expected.scan(folder, loaded_versions=self.loaded_versions, touched=touched)
             else:
                 self.expected.pop(name, None)
         self.seen_labels_problem = {name: folder.labels is None for name, folder in self.disk.items()}
+        self.was_ready = self.was_ready or not self._waiting()
+
+    def _waiting(self):
+        """Whether the service is not ready: a new model that never served does not count once it was."""
+        return not self.expected or any(one.awaited and not one.served and not one.unloaded for one in self.expected.values())
 
     def _still_there(self, name):
         """Whether nothing was done to a model that may take it away: deleting versions of it."""

@@ -93,7 +93,7 @@ def test_group_time_weight_and_excluded_columns_are_no_features(tmp_path):
 def test_rows_of_weight_0_are_left_out_whatever_else_they_hold(tmp_path):
     y = [None if i % 10 == 0 else i + 1.0 for i in range(ROWS)]
     table = frame(y=y, w=[0.0 if i % 10 == 0 else 2.0 for i in range(ROWS)])
-    result = read(tmp_path, table, weight="w", transforms={"y": "log"})
+    result = read(tmp_path, table, weight="w", transform=["log"])
     assert result.rows == ROWS - ROWS // 10
     assert set(result.weights) == {2.0}
     assert f"{ROWS // 10} rows of weight 0 were left out" in result.notes

@@ -174,7 +174,8 @@ def test_only_the_outputs_asked_for_in_the_form_asked_for():
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(1500, 0.0015), (0, None)])
 def test_timeout_is_in_microseconds_and_0_is_none(timeout, seconds):
-    assert read({"inputs": [X], "parameters": {"timeout": timeout}}).timeout_seconds == seconds
+    own = {"sequence_id": 7, "priority": 1, "x-trace": "a"}
+    assert read({"inputs": [X], "parameters": own | {"timeout": timeout}}).timeout_seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,8 @@ def test_timeout_is_in_microseconds_and_0_is_none(timeout, seconds):
         ({"inputs": [X], "parameters": {"coverage": [0.5]}}, "parameter 'coverage' is an array; give a number, or a text"),
         ({"inputs": [X, column("coverage", "INT8", 1)]}, "input 'coverage' is INT8 of shape [1]; give FP64 of shape [k]"),
         ({"inputs": [X, column("coverage", "FP64", 0.5)], "parameters": {"coverage": 0.5}}, "coverage is given as a parameter"),
+        ({"inputs": [X], "parameters": {"coverge": 0.5}}, "'coverge' is no parameter of a request; did you mean 'coverage'?"),
+        ({"inputs": [X], "parameters": {"thresholds": 1}}, "'thresholds' is an option of the V1 routes (/v1/models"),
         ({"inputs": [X], "parameters": {"timeout": "soon"}}, "parameter 'timeout' is a text; give whole microseconds"),
         ({"inputs": [X], "parameters": {"timeout": -5}}, "parameter 'timeout' is -5; give whole microseconds"),
         ({"inputs": [X], "parameters": 3}, "the parameters of the request are a number; give an object"),
