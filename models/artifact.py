@@ -168,11 +168,16 @@ def write_atomically(data: bytes, path: Path) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Write a folder's entries to disk: what was renamed in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float], *, tolerance: float = 1e-3) -> Golden:

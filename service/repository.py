@@ -20,6 +20,7 @@ from watchfiles import awatch
 
 from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
 from service.errors import NotFoundError, UnavailableError
+from service.files import Signature, signature
 from service.inference.model import ServedModel
 from service.inference.session import DeviceError
 
@@ -31,9 +32,6 @@ UNLOADED_FILE = "unloaded"
 
 Load = Callable[[Path, str, int], ServedModel]
 """`load(path, name, version)`; raises ArtifactError or DeviceError with the reason."""
-
-Signature = tuple[int, int, int]
-"""Inode, size and time of change (ctime: nobody can set it back) of a file: another one means another file."""
 
 Identity = tuple[int, int]
 """Device and inode of a folder."""
@@ -405,8 +403,7 @@ def _versions(folder: Path) -> dict[int, Signature]:
     for entry in _folders(folder):
         if MODEL_VERSION.fullmatch(entry.name):
             try:
-                status = (entry / MODEL_FILE).stat()
-                versions[int(entry.name)] = (status.st_ino, status.st_size, status.st_ctime_ns)
+                versions[int(entry.name)] = signature((entry / MODEL_FILE).stat())
             except FileNotFoundError:  # no model file, or gone since the folder was listed
                 continue
             except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.artifact import write_atomically
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
+from service.files import Signature, signature
 from service.metrics import ServiceMetrics
 from service.routes.answers import Content, error_content, header, send_content
 
@@ -196,9 +197,8 @@ def _presented(scope: Scope) -> bytes | None:
     return key.strip() if kind.lower() == b"bearer" else (header(scope, b"x-api-key") or b"").strip() or None
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
+def _signature(path: Path) -> Signature | None:
     try:
-        status = path.stat()
+        return signature(path.stat())
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_ctime_ns

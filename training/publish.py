@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError, open_model
+from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError, flush_folder, open_model
 
 _UNFINISHED = ".publishing-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -34,14 +34,14 @@ def publish(model: Path, repository: Path, *, name: str) -> Path:
             _copy_to_disk(report, unfinished / "report.html")
         _verify(unfinished / MODEL_FILE, source=model)
         unfinished.chmod(0o755)  # mkdtemp makes it private; a service under another user must read it
-        _flush_folder(unfinished)
+        flush_folder(unfinished)
         final = _renamed_to_next_version(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         with suppress(OSError):  # it holds versions, or another publisher's work
             folder.rmdir()
         raise
-    _flush_folder(folder)
+    flush_folder(folder)
     return final / MODEL_FILE
 
 
@@ -90,14 +90,6 @@ def _verify(copy: Path, *, source: Path) -> None:
         open_model(copy)
     except ArtifactError as error:  # the copy goes away: what its user has is `source`
         raise ArtifactError(str(error).replace(str(copy), str(source), 1)) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -92,8 +92,11 @@ def encoding_of(scope: Scope) -> str | None:
     return None if encoding in ("", "identity") else encoding
 
 
-def decompressed(body: bytes, encoding: str, *, limit: int) -> bytes:
-    """What a body holds. Raises InvalidRequestError; TooLargeError where that is more than `limit` bytes."""
+def decompressed(scope: Scope, body: bytes, *, limit: int) -> bytes:
+    """What a body of this request holds. Raises InvalidRequestError; TooLargeError where that is more than `limit` bytes."""
+    encoding = encoding_of(scope)
+    if encoding is None:
+        return body
     if encoding not in (*_GZIP, "deflate"):
         raise InvalidRequestError(f"Content-Encoding {encoding[:40]!r} is not read here; send gzip, deflate or no encoding")
     reader = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: zlib finds out whether the data is gzip or zlib

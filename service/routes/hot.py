@@ -203,9 +203,7 @@ class _Work:
     def read(self, model: ServedModel, body: bytes) -> Asked[Any]:
         """In any thread. Decompressed here, no more bodies take their full size at a time than there are threads."""
         started = time.perf_counter()
-        encoding = encoding_of(self._scope)
-        if encoding is not None:
-            body = decompressed(body, encoding, limit=self._state.settings.max_body_bytes)
+        body = decompressed(self._scope, body, limit=self._state.settings.max_body_bytes)
         self._asked = asked = self._protocol.read(self._state.limits, model, self._scope, body)
         check_support(asked.question, model.targets)
         self._read_seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ from service.inference.model import ServedModel
 from service.metrics import statistics
 from service.repository import Entry
 from service.routes.answers import json_answer
-from service.routes.bodies import decompressed, encoding_of, receive_body
+from service.routes.bodies import decompressed, receive_body
 from service.state import state_of
 
 _BODY_BYTES = 64 * 1024
@@ -111,9 +111,7 @@ async def _asked(request: Request) -> dict[str, Any]:
     """The optional object that a repository request holds."""
     try:
         body = await receive_body(request.scope, request.receive, limit=_BODY_BYTES)
-        encoding = encoding_of(request.scope)
-        if encoding is not None:
-            body = decompressed(body, encoding, limit=_BODY_BYTES)
+        body = decompressed(request.scope, body, limit=_BODY_BYTES)
     except TooLargeError:
         raise TooLargeError(f"the body is larger than {_BODY_BYTES} bytes, and this route takes a few parameters") from None
     try:

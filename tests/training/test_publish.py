@@ -133,7 +133,7 @@ publish(*map(Path, sys.argv[1:]), name="sine")
     assert entries(tmp_path / "sine") == ["1", "2"]
 
 
-@pytest.mark.parametrize("step", ["_copy_to_disk", "open_model", "_flush_folder", "_renamed_to_next_version"])
+@pytest.mark.parametrize("step", ["_copy_to_disk", "open_model", "flush_folder", "_renamed_to_next_version"])
 def test_a_publisher_killed_at_a_step_leaves_no_version_and_the_next_one_succeeds(model, tmp_path, step):
     program = f"""
 import os, signal, sys
