@@ -27,13 +27,13 @@ import orjson
 from benchmarks.fuzz_inputs import Input, mutated, valid_inputs
 from models.artifact import Run, open_model
 from models.manifest import Target
+from service.answers import Content
 from service.codecs.rows import Limits
 from service.errors import LISTED_PROBLEMS, ServiceError
 from service.inference.batcher import Part, RunLimits
-from service.inference.model import ServedModel, load_model
-from service.inference.predictions import Question, check_support
 from service.inference.session import Device
-from service.routes.answers import Content
+from service.model import ServedModel, load_model
+from service.predictions import Question, check_support
 from service.routes.infer import JSON_LENGTH_HEADER, V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol

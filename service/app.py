@@ -12,14 +12,15 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import service
+from service.answers import add_error_handlers
+from service.counts import SHARE_SECONDS, SharedCounts
 from service.direct import Direct
 from service.inference.batcher import RunLimits
-from service.inference.model import ServedModel, load_model
 from service.inference.session import Device, available_cores, choose_device
 from service.metrics import ServiceMetrics
+from service.model import ServedModel, load_model
 from service.repository import Repository
 from service.routes import health, metrics, repository, v2
-from service.routes.answers import add_error_handlers
 from service.routes.hot import HotRoutes, Predictions
 from service.routes.openapi import openapi_document
 from service.security import Guard, Guarded, Keys
@@ -27,7 +28,6 @@ from service.settings import Settings
 from service.state import ServiceState
 from service.telemetry import RequestTelemetry
 from service.tracing import add_tracing
-from service.workers import SHARE_SECONDS, SharedCounts
 
 logger = logging.getLogger("service")
 

@@ -1,6 +1,8 @@
 """`python -m service`, `python -m service serve` (in clouds), `python -m service health`, `python -m service new-key`."""
 
 import argparse
+import ipaddress
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +13,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from service.settings import ENVIRONMENT_PREFIX, Settings, unknown_variables
+
+logger = logging.getLogger("service")
 
 _PROGRAM = "python -m service"
 _SAGEMAKER_MODELS = Path("/opt/ml/model")
@@ -54,16 +58,26 @@ def _serve(arguments: list[str]) -> int:
     from service.security import KeysError
     from service.server import serve
     from service.telemetry import configure_logging
+    from service.workers import supervise
 
     configure_logging(log_format=settings.log_format, level=settings.log_level)
+    if settings.keys is None and not _is_loopback(settings.host):
+        logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
     try:
-        return serve(settings)
+        return serve(settings) if settings.workers == 1 else supervise(settings)
     except (DeviceError, KeysError) as error:
         return _fail(f"the service does not start: {error}", status=1)
     except OSError as error:
         return _fail(f"the service does not start on {settings.host}, port {settings.port}: {error}", status=1)
     except KeyboardInterrupt:  # before uvicorn took the signal over
         return 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _settings(arguments: list[str]) -> Settings | None:

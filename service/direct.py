@@ -10,9 +10,9 @@ from http import HTTPStatus
 
 from starlette.types import Scope
 
+from service.answers import CLIENT_GONE, Content, length_of
 from service.heads import KnownHeads
 from service.metrics import ServiceMetrics
-from service.routes.answers import CLIENT_GONE, Content, length_of
 from service.routes.hot import GiveUp, Predictions, Route
 from service.routes.infer import JSON_LENGTH_HEADER, V2, bytes_to_read
 from service.security import Guard

@@ -23,7 +23,7 @@ from models.artifact import Arrays
 from models.manifest import Target
 
 if TYPE_CHECKING:
-    from service.inference.model import ServedModel
+    from service.model import ServedModel
 
 DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds in seconds."""

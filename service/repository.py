@@ -21,8 +21,8 @@ from watchfiles import awatch
 from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
 from service.errors import NotFoundError, UnavailableError
 from service.files import Signature, signature
-from service.inference.model import ServedModel
 from service.inference.session import DeviceError
+from service.model import ServedModel
 
 logger = logging.getLogger("service")
 

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.artifact import write_atomically
+from service.answers import Content, error_content, header, send_content
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.files import Signature, signature
 from service.metrics import ServiceMetrics
-from service.routes.answers import Content, error_content, header, send_content
 
 logger = logging.getLogger("service")
 

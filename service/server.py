@@ -1,7 +1,6 @@
 """The HTTP server process: uvicorn, with a drain phase before it closes its sockets."""
 
 import asyncio
-import ipaddress
 import logging
 import os
 import resource
@@ -19,9 +18,9 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.connections import Connection, ConnectionLimits
+from service.counts import SharedCounts
 from service.settings import Settings
 from service.state import ServiceState
-from service.workers import SharedCounts, supervise
 
 logger = logging.getLogger("service")
 
@@ -86,17 +85,13 @@ class DrainingServer(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until a signal; returns the exit status. Raises DeviceError and KeysError as `create_app` does."""
-    if settings.keys is None and not _is_loopback(settings.host):
-        logger.warning("everybody who reaches %s:%d may ask: there are no keys (setting keys)", settings.host, settings.port)
-    _end_at_hangup()
-    if settings.workers > 1:
-        return supervise(settings)
+    end_at_hangup()
     return _run(create_app(settings), settings)
 
 
 def serve_worker(settings: Settings, listening: socket.socket, counts: SharedCounts) -> int:
     """Serve at a socket, as one process of several."""
-    _end_at_hangup()
+    end_at_hangup()
     return _run(create_app(settings, counts=counts), settings, listening)
 
 
@@ -143,14 +138,7 @@ def _most_connections(settings: Settings) -> int:
     return most
 
 
-def _end_at_hangup() -> None:
+def end_at_hangup() -> None:
     """SIGHUP (the terminal is closed) ends the service as SIGTERM does, unless it is ignored (nohup)."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,13 +7,13 @@ from functools import cached_property
 from starlette.requests import HTTPConnection
 
 from service.codecs.rows import Limits
+from service.counts import SharedCounts
 from service.errors import NotFoundError, UnavailableError
-from service.inference.model import ServedModel
 from service.inference.session import Device
 from service.metrics import ServiceMetrics, Snapshot, snapshot
+from service.model import ServedModel
 from service.repository import Repository
 from service.settings import Settings
-from service.workers import SharedCounts
 
 
 @dataclass

@@ -15,9 +15,9 @@ from typing import BinaryIO, TextIO, cast
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.answers import Content, header, send_content
 from service.errors import error_body
 from service.metrics import ServiceMetrics
-from service.routes.answers import Content, header, send_content
 
 access_logger = logging.getLogger("service.access")
 logger = logging.getLogger("service")

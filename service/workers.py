@@ -20,18 +20,15 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import orjson
-
-from service.metrics import FAMILIES, Snapshot, merged
+from service.counts import SharedCounts, forget
+from service.inference.session import DeviceError
+from service.security import KeysError
+from service.server import end_at_hangup, serve_worker
 from service.settings import Settings
+from service.telemetry import configure_logging
 
 logger = logging.getLogger("service")
 
-SHARE_SECONDS = 1.0
-"""A process leaves its counts this often."""
-
-_LASTING = frozenset(name for name, family in FAMILIES.items() if family.kind in ("counter", "histogram", "hidden"))
-_ENDED = "ended.json"
 _CANNOT_START = 3
 _KILL_SECONDS = 6.0
 """After the time that a worker may take to end."""
@@ -40,44 +37,9 @@ _MOST_SOON = 5
 """Where so many in a row have ended within _SOON_SECONDS of their start, the next would too."""
 
 
-class SharedCounts:
-    """Counts of several processes: each leaves a file, each reads those of the others."""
-
-    def __init__(self, folder: Path, name: str):
-        self._folder = folder
-        self._file = folder / f"{name}.json"
-
-    def leave(self, taken: Snapshot) -> None:
-        """Let the others know what this process has counted."""
-        try:
-            _write(self._file, taken)
-        except OSError as error:  # a full disk must not end the service
-            logger.warning("the counts of this process cannot be left for the others (%s)", error)
-
-    def others(self) -> list[Snapshot]:
-        """What the other processes have left, those included that have ended."""
-        return [_read(file) for file in sorted(self._folder.glob("*.json")) if file != self._file]
-
-
-def forget(folder: Path, name: str) -> None:
-    """Keep of a process that has ended what it has counted, and drop what it was doing."""
-    file = folder / f"{name}.json"
-    if not file.exists():
-        return
-    try:
-        ended: dict[str, list[tuple[list[str], float | list[float]]]] = {}
-        for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
-            if family in _LASTING:
-                ended[family] = [(list(labels), value) for labels, value in series.items()]
-        _write(folder / _ENDED, ended)
-    except OSError as error:  # a full disk must not end the supervisor
-        logger.warning("the counts of a process that has ended are lost (%s)", error)
-    with contextlib.suppress(OSError):
-        file.unlink(missing_ok=True)
-
-
 def supervise(settings: Settings) -> int:
     """Serve with `settings.workers` processes until a signal; the exit status."""
+    end_at_hangup()
     with _reserved_port(settings) as port, _folder() as folder:
         supervisor = _Supervisor(settings.model_copy(update={"port": port}), folder)
         return supervisor.run()
@@ -175,11 +137,6 @@ def _kill(late: list[BaseProcess]) -> None:
 
 def _work(settings: Settings, folder: Path) -> None:
     """What a worker does."""
-    from service.inference.session import DeviceError
-    from service.security import KeysError
-    from service.server import serve_worker
-    from service.telemetry import configure_logging
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it serves; the parent ends it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     configure_logging(log_format=settings.log_format, level=settings.log_level)
@@ -239,17 +196,3 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(file: Path, taken: Snapshot) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_bytes(orjson.dumps(taken))
-    partial.replace(file)
-
-
-def _read(file: Path) -> Snapshot:
-    try:
-        taken: Snapshot = orjson.loads(file.read_bytes())
-    except FileNotFoundError:  # its process has ended meanwhile
-        return {}
-    return taken

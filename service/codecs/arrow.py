@@ -21,7 +21,7 @@ from service.codecs.rows import RowsRequest
 from service.codecs.tables import answer_columns, check_names
 from service.codecs.unusual import infinite
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
-from service.inference.predictions import Prediction, check_finite
+from service.predictions import Prediction, check_finite
 
 _FILE_MAGIC = b"ARROW1"
 _EARLY_COMPRESSION = b"ARROW:experimental_compression"  # how streams of 2020 said that they are compressed

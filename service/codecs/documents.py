@@ -1,4 +1,4 @@
-"""What a model tells about itself: metadata, a JSON Schema of its instances, an example request, its part of OpenAPI."""
+"""What a manifest tells about requests: a JSON Schema of instances, of requests and answers, and example requests."""
 
 import csv
 import io
@@ -10,60 +10,14 @@ from typing import Any
 import orjson
 
 from models.conformal import largest_coverage
-from models.manifest import Calibration, Column, Manifest
+from models.manifest import Column, Manifest
 from service.codecs.features import features_of, read_instances
-from service.codecs.infer import COVERAGE, DATATYPE_OF_RAW, INTERVALS, WHOLE
-from service.codecs.infer import OUTPUTS as TENSOR_OUTPUTS
+from service.codecs.infer import COVERAGE, WHOLE
 from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
 from service.codecs.tensors import TEXT
-from service.inference.model import ServedModel
 
 _EXACT = 2**53
 """Beyond it every float64 is whole, and JSON of 64 bits soon ends."""
-
-
-def metadata(model: ServedModel) -> dict[str, Any]:
-    """All that is known of a served model, without the manifest's long arrays."""
-    device: dict[str, Any] = {"name": model.device.name, "threads": model.device.threads}
-    if model.device.fallback_reason is not None:
-        device["fallback_reason"] = model.device.fallback_reason
-    return {
-        "name": model.name,
-        "version": str(model.version),
-        "sha256": model.sha256,
-        "loaded": model.loaded,
-        "device": device,
-        "manifest": _short_manifest(model.manifest),
-        "instance_schema": instance_schema(model.manifest.columns),
-        "example": example_request(model.manifest),
-    }
-
-
-def tensor_metadata(model: ServedModel, versions: Sequence[int]) -> dict[str, Any]:
-    """Model metadata of the Open Inference Protocol. `properties`, a map of texts, holds what its form has no place for."""
-    targets = len(model.targets.names)
-    device = model.device.name
-    described = {
-        "targets": ", ".join(model.targets.names),
-        "features": ", ".join(model.features.names),
-        "default_coverage": f"{model.manifest.default_coverage:g}",
-        "calibration": model.manifest.calibration.method,
-        "created": model.manifest.origin.created,
-        "sha256": model.sha256,
-        "loaded": model.loaded,
-        "device": device if model.device.fallback_reason is None else f"{device} ({model.device.fallback_reason})",
-    }
-    return {
-        "name": model.name,
-        "versions": [str(version) for version in sorted(versions)],
-        "platform": "onnx_onnxv1",
-        "inputs": [{"name": WHOLE, "datatype": DATATYPE_OF_RAW, "shape": [-1, len(model.features.names)]}],
-        "outputs": [
-            {"name": name, "datatype": model.datatypes[name], "shape": [-1, targets, *([-1] if name in INTERVALS else [])]}
-            for name in TENSOR_OUTPUTS
-        ],
-        "properties": described,
-    }
 
 
 def instance_schema(columns: Sequence[Column]) -> dict[str, Any]:
@@ -166,28 +120,6 @@ def example_infer_request(manifest: Manifest) -> dict[str, Any]:
 
 def _example_datatype(value: object) -> str:
     return TEXT if isinstance(value, str) else "BOOL" if isinstance(value, bool) else "FP64"
-
-
-def _short_manifest(manifest: Manifest) -> dict[str, Any]:
-    every_target = {"targets": {"__all__": {"pit_histogram"}}, "baselines": {"__all__": {"__all__": {"pit_histogram"}}}}
-    excluded: Any = {"golden": True, "calibration": {"groups"}, "evaluation": every_target}
-    if manifest.evaluation is None:
-        del excluded["evaluation"]
-    short = manifest.model_dump(mode="json", exclude=excluded)
-    short["calibration"]["groups"] = _groups(manifest.calibration)
-    return short
-
-
-def _groups(calibration: Calibration) -> list[dict[str, Any]]:
-    return [
-        {
-            "value": group.value,
-            "code": group.code,
-            "rows": group.rows,
-            "largest_coverage": largest_coverage(group.rows, interval=calibration.interval),
-        }
-        for group in calibration.groups
-    ]
 
 
 def _feature_schema(column: Column) -> dict[str, Any]:

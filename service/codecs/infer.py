@@ -19,7 +19,7 @@ from service.codecs.tensors import NUMBERS, TEXT, Tensor, flag, parameters, raw_
 from service.codecs.unusual import find_unusual, infinite, unknown_category_problems, warnings_about
 from service.codecs.words import json_type, nearest, shortened
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
-from service.inference.predictions import Question
+from service.predictions import Question
 
 OUTPUTS = ("mean", "std", "epistemic_std", "aleatoric_std", "lower", "upper")
 INTERVALS = ("lower", "upper")

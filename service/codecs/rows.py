@@ -19,7 +19,7 @@ from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_part
 from service.codecs.unusual import find_unusual, unknown_category_problems, warnings_about
 from service.codecs.words import json_type, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
-from service.inference.predictions import Prediction, Question
+from service.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)

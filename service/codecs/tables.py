@@ -31,7 +31,7 @@ from service.codecs.rows import (
 from service.codecs.unusual import infinite
 from service.codecs.words import first_repeated, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
-from service.inference.predictions import Prediction, check_finite
+from service.predictions import Prediction, check_finite
 
 MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
 """Cells that are missing values, as in a training table."""

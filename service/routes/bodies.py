@@ -6,8 +6,8 @@ import zlib
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from service.answers import length_of
 from service.errors import InvalidRequestError, OverloadedError, TooLargeError
-from service.routes.answers import length_of
 
 SMALL_BYTES = 64 * 1024
 """This much of each body is not counted: large bodies do not keep small ones out."""

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.answers import json_answer
 from service.errors import UnavailableError
-from service.routes.answers import json_answer
 from service.state import state_of
 
 router = APIRouter(tags=["health"])

@@ -10,12 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import MethodNotAllowedError, ServiceError
-from service.inference.batcher import Part
-from service.inference.model import ServedModel
-from service.inference.predictions import check_support
-from service.metrics import OK
-from service.routes.answers import (
+from service.answers import (
     CLIENT_GONE,
     LARGE_BYTES,
     Content,
@@ -24,6 +19,11 @@ from service.routes.answers import (
     length_of,
     send_content,
 )
+from service.errors import MethodNotAllowedError, ServiceError
+from service.inference.batcher import Part
+from service.metrics import OK
+from service.model import ServedModel
+from service.predictions import check_support
 from service.routes.bodies import BodyRoom, HeldBody, decompressed, encoding_of, receive_body
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1

@@ -2,13 +2,13 @@
 
 from starlette.types import Scope
 
+from service.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header, length_of
 from service.codecs.infer import InferRequest, read_infer
 from service.codecs.infer_answer import answer, check_finite, finite
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
-from service.inference.model import ServedModel
-from service.routes.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header, length_of
+from service.model import ServedModel
 from service.routes.protocol import Asked, Protocol
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")

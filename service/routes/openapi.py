@@ -19,7 +19,7 @@ from service.codecs.documents import (
 )
 from service.codecs.schemas import OPTIONS, Schema
 from service.codecs.tables import FORMATS
-from service.inference.model import ServedModel
+from service.model import ServedModel
 from service.repository import Entry, Repository
 from service.routes import infer, predict
 from service.security import ADMIN_PATHS, OPEN_PATHS

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
+from service.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Content, header
 from service.codecs.clouds import as_v1
 from service.codecs.rows import Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
 from service.inference.batcher import Part
-from service.inference.model import ServedModel
-from service.inference.predictions import CalibratedTargets, Question, check_finite, predict
-from service.routes.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Content, header
+from service.model import ServedModel
+from service.predictions import CalibratedTargets, Question, check_finite, predict
 from service.routes.protocol import Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"

@@ -6,11 +6,11 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import Scope
 
+from service.answers import Content
 from service.codecs.rows import Limits
 from service.inference.batcher import Part
-from service.inference.model import ServedModel
-from service.inference.predictions import Question
-from service.routes.answers import Content
+from service.model import ServedModel
+from service.predictions import Question
 
 Request = TypeVar("Request")
 

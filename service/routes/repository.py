@@ -7,9 +7,9 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
 from models.artifact import MODEL_NAME
-from service.codecs.documents import metadata
+from service.answers import json_answer
 from service.repository import Entry
-from service.routes.answers import json_answer
+from service.routes.metadata import metadata
 from service.state import state_of
 
 router = APIRouter(tags=["models"])

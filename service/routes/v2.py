@@ -8,15 +8,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 import service
-from service.codecs.documents import tensor_metadata
+from service.answers import json_answer
 from service.codecs.tensors import parameters
 from service.codecs.words import json_type
 from service.errors import InvalidRequestError, TooLargeError
-from service.inference.model import ServedModel
 from service.metrics import statistics
+from service.model import ServedModel
 from service.repository import Entry
-from service.routes.answers import json_answer
 from service.routes.bodies import decompressed, receive_body
+from service.routes.metadata import tensor_metadata
 from service.state import state_of
 
 _BODY_BYTES = 64 * 1024

@@ -12,8 +12,8 @@ from models.artifact import ArtifactError
 from service import repository as module
 from service.errors import NotFoundError, UnavailableError
 from service.inference.batcher import RunLimits
-from service.inference.model import load_model
 from service.inference.session import Device, DeviceError
+from service.model import load_model
 from service.repository import Repository
 from tests.model_files import write_formula_model
 from training.publish import publish
@@ -135,7 +135,7 @@ async def test_a_model_whose_golden_rows_differ_is_refused(repository, monkeypat
     def disagree(*_, **__):
         raise ArtifactError("off by 3")
 
-    monkeypatch.setattr("service.inference.model.check_golden", disagree)
+    monkeypatch.setattr("service.model.check_golden", disagree)
     models = await scanned(repository)
     assert models.entry("m").failures == {1: "off by 3"}
     assert models.waiting_for() == "model 'm' has no version that can be served; version 1: off by 3"

@@ -16,7 +16,7 @@ from service.codecs.features import features_of
 from service.codecs.rows import Limits
 from service.codecs.tables import FORMATS, read_table
 from service.errors import InvalidRequestError, TooLargeError
-from service.inference.predictions import Prediction
+from service.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
 
 NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)

@@ -9,7 +9,7 @@ from service.codecs.infer import InferRequest, read_infer
 from service.codecs.infer_answer import answer, check_finite
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
-from service.inference.predictions import Question
+from service.predictions import Question
 from tests.model_files import NUMERIC
 
 

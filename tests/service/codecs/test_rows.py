@@ -13,7 +13,7 @@ from service.codecs.clouds import as_v1
 from service.codecs.features import features_of
 from service.codecs.rows import Limits, read_request, row_numbers
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
-from service.inference.predictions import Prediction, check_finite
+from service.predictions import Prediction, check_finite
 from tests.model_files import MIXED, NUMERIC
 
 NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)

@@ -11,7 +11,7 @@ from service.codecs.features import features_of
 from service.codecs.rows import Limits
 from service.codecs.tables import FORMATS, read_table, refuse_options
 from service.errors import InvalidRequestError, TooLargeError
-from service.inference.predictions import Prediction
+from service.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
 from training.files import MISSING_WORDS
 

@@ -6,7 +6,7 @@ import pytest
 from models.artifact import cpu_session, read_model, session_run
 from models.manifest import ResidualGroup, Target
 from service.errors import InvalidRequestError
-from service.inference.predictions import Question, calibrated_targets, check_finite, check_support, predict
+from service.predictions import Question, calibrated_targets, check_finite, check_support, predict
 from tests.model_files import MIXED, write_formula_model
 
 PLAIN = Target(name="y", minimum=-50.0, maximum=50.0)

@@ -12,9 +12,9 @@ from models.artifact import OUTPUTS, Arrays, check_golden, digest_of, read_model
 from models.manifest import Manifest
 from service.codecs.features import Features, features_of
 from service.inference.batcher import Batcher, RunLimits
-from service.inference.predictions import CalibratedTargets, calibrated_targets
 from service.inference.session import Device, Session
 from service.metrics import ModelMetrics
+from service.predictions import CalibratedTargets, calibrated_targets
 
 _WARM_UP_ROWS = (1, 2, 64, 64)
 """ONNX Runtime plans its memory by input shape, so the first run of a size is slower than the next. The last one is timed."""
