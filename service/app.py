@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import service
 from service.answers import add_error_handlers
@@ -62,6 +63,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     predictions = Predictions(state)
     keys = None if settings.keys is None else Keys(settings.keys)
     guard = Guard(keys, metrics=state.metrics, probe=settings.vertex_health_route)
+    app.add_middleware(_HeadAsGet)
     app.add_middleware(HotRoutes, predictions=predictions)
     app.add_middleware(Guarded, guard=guard)
     app.add_middleware(RequestTelemetry, access_log=settings.access_log, metrics=state.metrics)
@@ -74,6 +76,17 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change it
     return app
+
+
+class _HeadAsGet:
+    """ASGI middleware: what answers GET answers HEAD (RFC 9110, 9.1). The HTTP server leaves the body out."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = scope | {"method": "GET"} if scope.get("method") == "HEAD" else scope
+        await self._app(asked, receive, send)
 
 
 def _service_state(settings: Settings, counts: SharedCounts | None) -> ServiceState:

@@ -12,15 +12,12 @@ from service.state import state_of
 router = APIRouter(tags=["health"])
 
 
-@router.head("/v2/health/live", include_in_schema=False)
 @router.get("/v2/health/live", summary="Is the server live?")
 async def live() -> Response:
     """200 as long as the server answers at all."""
     return json_answer({"live": True})
 
 
-@router.head("/ping", include_in_schema=False)
-@router.head("/v2/health/ready", include_in_schema=False)
 @router.get("/ping", summary="Is the server ready? (SageMaker)")
 @router.get("/v2/health/ready", summary="Is the server ready?")
 async def ready(request: Request) -> Response:

@@ -1,3 +1,4 @@
+import httpx
 import pytest
 
 from tests.model_files import write_formula_model
@@ -81,8 +82,13 @@ async def test_the_server_names_itself(repository, path):
     assert (body["name"], set(body)) == ("errorbar", {"name", "version", "extensions"})
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/ping"])
-async def test_probes_may_ask_for_the_head_only(repository, path):
-    async with running(repository) as service:
-        answer = await service.http.head(path)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v2/health/live", 200), ("/ping", 200), ("/metrics", 200), ("/docs", 200), ("/v1/models/n", 404)]
+)
+def test_what_answers_get_answers_head_without_a_body(start, repository, path, status):
+    with httpx.Client(base_url=start(repository).url) as http:
+        whole, head = http.get(path), http.head(path)
+        assert (head.status_code, whole.status_code, head.content) == (status, status, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        refused = http.head("/v1/models/m:predict")
+        assert (refused.status_code, refused.headers["allow"], http.get("/ping").status_code) == (405, "POST", 200)
