@@ -85,7 +85,7 @@ class _HeadAsGet:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = scope | {"method": "GET"} if scope.get("method") == "HEAD" else scope
+        asked = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
         await self._app(asked, receive, send)
 
 

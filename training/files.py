@@ -20,10 +20,8 @@ from typing import cast
 
 import polars as pl
 
+from models.words import MISSING
 from training.errors import TableError
-
-MISSING_WORDS = ("", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null")
-"""Cells that hold one of these words, and Parquet texts alike, are missing values."""
 
 ROW_INDEX = ("", "Unnamed: 0", "__index_level_0__")
 """The names of a row index beside the data: as R and pandas write it, as pandas reads that again, and as it is in Parquet."""
@@ -170,7 +168,7 @@ def _cleaned(name: str, kind: pl.DataType) -> pl.Expr:
     if kind != pl.String:
         return pl.col(name)
     text = pl.col(name).str.strip_chars()
-    return pl.when(~text.is_in(MISSING_WORDS)).then(text).alias(name)
+    return pl.when(~text.is_in(MISSING)).then(text).alias(name)
 
 
 def collect(lazy: pl.LazyFrame, source: Source) -> pl.DataFrame:

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.manifest import Column, Kind, Target
+from models.words import FLAGS
 from training.errors import TableError
 from training.files import require_columns
 
@@ -24,7 +25,6 @@ TEXT_VALUES = 100
 
 _LARGEST_VALUE = 1e300
 """The difference of larger ones may have no float64."""
-_TRUE, _FALSE = ("true", "yes"), ("false", "no")
 _ISO_FORMATS = (
     "%Y-%m-%d",
     "%Y-%m-%dT%H:%M",
@@ -348,7 +348,7 @@ def _flags(series: pl.Series) -> pl.Series:
     if series.dtype == pl.Boolean or series.dtype.is_numeric():
         values = series.cast(pl.Float64)
         return values.set(~values.is_in([0.0, 1.0]) & values.is_not_nan(), None)
-    words = {**dict.fromkeys(_TRUE, 1.0), **dict.fromkeys(_FALSE, 0.0), "1": 1.0, "0": 0.0}
+    words = FLAGS | {"1": 1.0, "0": 0.0}
     lower = series.cast(pl.String, strict=False).str.to_lowercase()
     return lower.replace_strict(list(words), list(words.values()), default=None, return_dtype=pl.Float64)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Column
+from models.words import FLAGS
 from service.codecs.words import json_type, known_categories, shown
 
 Values = NDArray[np.float64]
@@ -23,7 +24,7 @@ NOT_EXACT = 2**53
 _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """The `.0` of a whole number, which pandas writes in a column with gaps."""
-_FLAGS: dict[object, float] = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "": math.nan}
+_FLAGS: dict[str | float, float] = {True: 1.0, False: 0.0, **FLAGS, "": math.nan}
 
 
 def numbers(values: Sequence[Any]) -> Values | None:

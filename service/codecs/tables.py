@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 
 from models.manifest import Column
+from models.words import MISSING
 from service.codecs.cells import read_number
 from service.codecs.features import Features, Rows, UnknownCategory, joined, read_column, read_instances
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
@@ -32,9 +33,6 @@ from service.codecs.unusual import infinite
 from service.codecs.words import first_repeated, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
 from service.predictions import Prediction, check_finite
-
-MISSING_WORDS = frozenset(["", "?", "NA", "N/A", "na", "n/a", "NaN", "NAN", "nan", "null", "NULL", "Null"])
-"""Cells that are missing values, as in a training table."""
 
 _MOST_OPTIONS = 100
 
@@ -193,7 +191,7 @@ def _read_lines(lines: list[list[str]], header: list[str], features: Features) -
 
 def _cell(text: str, column: Column) -> Any:
     """A cell as JSON would have it: None where missing, a number where it is one and the column is not of texts."""
-    if text in MISSING_WORDS:
+    if text in MISSING:
         return None
     return text if column.kind == "categorical" else read_number(text)
 
