@@ -99,7 +99,7 @@ class Repository:
         self._reloads = Counter[str]() if reloads is None else reloads
         self._stopping = stopping
         self._scanning = asyncio.Lock()
-        self._refused_names: set[str] = set()
+        self._left_out: set[Path] = set()
         self._unreadable: set[str] = set()
         """Names of folders that this process may not read: what is served of them stays."""
         self._waiting_for: str | None = None
@@ -269,7 +269,7 @@ class Repository:
         for folder in _folders(self.path):
             if MODEL_NAME.fullmatch(folder.name):
                 try:
-                    versions = _versions(folder)
+                    versions = self._versions(folder)
                     unloaded = os.path.lexists(folder / UNLOADED_FILE)
                 except PermissionError as error:
                     if folder.name not in self._unreadable:
@@ -279,11 +279,29 @@ class Repository:
                 if versions:
                     labels, problem = _labels(folder / LABELS_FILE)
                     found[folder.name] = Found(versions, labels, problem, unloaded=unloaded, touched=_touched(folder))
-            elif not folder.name.startswith(".") and folder.name not in self._refused_names:
-                self._refused_names.add(folder.name)
-                logger.warning("%r is left out: a model's name is letters, digits, '.', '_' and '-'", str(folder))
+            elif not folder.name.startswith("."):
+                self._leave_out(folder, "a model's name is letters, digits, '.', '_' and '-'")
         self._unreadable = unreadable
         return found
+
+    def _versions(self, folder: Path) -> dict[int, Signature]:
+        versions = {}
+        for entry in _folders(folder):
+            if MODEL_VERSION.fullmatch(entry.name):
+                try:
+                    versions[int(entry.name)] = signature((entry / MODEL_FILE).stat())
+                except FileNotFoundError:  # no model file, or gone since the folder was listed
+                    continue
+                except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason
+                    versions[int(entry.name)] = (0, 0, 0)
+            elif not entry.name.startswith(".") and os.path.lexists(entry / MODEL_FILE):
+                self._leave_out(entry, "a version is a whole number from 1, such as 3")
+        return versions
+
+    def _leave_out(self, folder: Path, reason: str) -> None:
+        if folder not in self._left_out:
+            self._left_out.add(folder)
+            logger.warning("%r is left out: %s", str(folder), reason)
 
     async def _update(self, name: str, found: Found) -> None:
         """Bring one model in step with its folder."""
@@ -396,19 +414,6 @@ def _touched(folder: Path) -> int:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:  # gone since it was listed
         return 0
-
-
-def _versions(folder: Path) -> dict[int, Signature]:
-    versions = {}
-    for entry in _folders(folder):
-        if MODEL_VERSION.fullmatch(entry.name):
-            try:
-                versions[int(entry.name)] = signature((entry / MODEL_FILE).stat())
-            except FileNotFoundError:  # no model file, or gone since the folder was listed
-                continue
-            except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason
-                versions[int(entry.name)] = (0, 0, 0)
-    return versions
 
 
 def _labels(path: Path) -> tuple[dict[str, int], str | None]:

@@ -24,7 +24,7 @@ NOT_EXACT = 2**53
 _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """The `.0` of a whole number, which pandas writes in a column with gaps."""
-_FLAGS: dict[str | float, float] = {True: 1.0, False: 0.0, **FLAGS, "": math.nan}
+_FLAGS: dict[Any, float] = {True: 1.0, False: 0.0, **FLAGS, "": math.nan}
 
 
 def numbers(values: Sequence[Any]) -> Values | None:

@@ -201,7 +201,10 @@ async def test_what_is_no_model_is_left_out(repository, caplog):
     (repository / ".git").mkdir()
     (repository / "a b").mkdir()
     (repository / "empty" / "1").mkdir(parents=True)
-    (repository / "m" / "01").mkdir()
+    for name in ("01", "v2", "unfinished", ".hidden"):
+        (repository / "m" / name).mkdir()
+    for name in ("01", "v2", ".hidden"):
+        (repository / "m" / name / "model.onnx").touch()
     (repository / "m" / "notes.txt").touch()
     (repository / "file").touch()
     with caplog.at_level(logging.WARNING):
@@ -209,7 +212,9 @@ async def test_what_is_no_model_is_left_out(repository, caplog):
         await models.rescan()
     assert list(models.entries) == ["m"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{str(repository / 'a b')!r} is left out: a model's name is letters, digits, '.', '_' and '-'"
+        f"{str(repository / 'a b')!r} is left out: a model's name is letters, digits, '.', '_' and '-'",
+        f"{str(repository / 'm' / '01')!r} is left out: a version is a whole number from 1, such as 3",
+        f"{str(repository / 'm' / 'v2')!r} is left out: a version is a whole number from 1, such as 3",
     ]
 
 
