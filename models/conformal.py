@@ -55,6 +55,16 @@ def equal_tailed_ranks(coverage: float, *, rows: int) -> tuple[int, int]:
     return lower, rows + 1 - lower
 
 
+def supports(coverage: float, *, rows: int, interval: IntervalKind) -> bool:
+    """Whether so many calibration rows give a finite interval of `coverage`.
+
+    >>> supports(0.99, rows=99, interval="symmetric"), supports(0.99, rows=99, interval="equal_tailed")
+    (True, False)
+    """
+    scores = rows if interval == "symmetric" else rows - 1
+    return (rows + 1) * _decimal(coverage, "coverage") <= scores
+
+
 def largest_coverage(rows: int, *, interval: IntervalKind) -> float:
     """The largest coverage with a finite interval, rounded down to a short decimal; 0.0 where there is none.
 

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from models.artifact import Arrays
 from models.conformal import (
     IntervalKind,
-    conformal_rank,
-    equal_tailed_ranks,
     group_numbers,
     largest_coverage,
     probability_up_to,
     quantile_factors,
     sample_factors,
     supported_probabilities,
+    supports,
 )
 from models.manifest import Manifest
 from models.transforms import TRANSFORMS, TargetTransform
@@ -200,14 +199,11 @@ def _lacks(question: Question, targets: CalibratedTargets, *, group: int) -> lis
 def _lack(value: float, what: str, rows: int, interval: IntervalKind) -> str | None:
     """What `rows` calibration rows lack for a coverage or quantile, or None where they are enough."""
     if what == "coverage":
-        enough = (
-            conformal_rank(value, rows=rows) <= rows
-            if interval == "symmetric"
-            else equal_tailed_ranks(value, rows=rows)[0] >= 1
-        )
+        if supports(value, rows=rows, interval=interval):
+            return None
         largest = largest_coverage(rows, interval=interval)
         ask = f"the largest supported coverage is {largest}" if largest else "no coverage is supported"
-        return None if enough else f"coverage {value} needs more calibration rows than the {rows} there are: {ask}"
+        return f"coverage {value} needs more calibration rows than the {rows} there are: {ask}"
     if 1 <= Fraction(str(value)) * (rows + 1) <= rows:
         return None
     smallest, largest = supported_probabilities(rows)

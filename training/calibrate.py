@@ -135,8 +135,8 @@ def _scale_factors(residuals: Values, family: Family, freedom: Sequence[float | 
 
 def require_coverage(coverage: float, *, rows: int, interval: IntervalKind, way_out: str = "") -> None:
     """Raise OptionError where so many calibration rows are too few for a model's default coverage."""
-    largest = conformal.largest_coverage(rows, interval=interval)
-    if coverage > largest:
+    if not conformal.supports(coverage, rows=rows, interval=interval):
+        largest = conformal.largest_coverage(rows, interval=interval)
         raise OptionError(f"coverage {coverage:g}: {rows} calibration rows support at most {largest}; give more rows{way_out}")
 
 
@@ -144,8 +144,8 @@ def small_groups(coverage: float, calibration: Calibration) -> list[str]:
     """A sentence about each group whose rows are too few for `coverage`."""
     sentences = []
     for group in calibration.groups[1:]:
-        largest = conformal.largest_coverage(group.rows, interval=calibration.interval)
-        if coverage > largest:
+        if not conformal.supports(coverage, rows=group.rows, interval=calibration.interval):
+            largest = conformal.largest_coverage(group.rows, interval=calibration.interval)
             name = f"{calibration.group_column} {group.value}"
             sentences.append(f"{name} has {group.rows} calibration rows: its largest coverage is {largest}, not {coverage:g}")
     return sentences

@@ -56,9 +56,8 @@ def covered(predictions: Predictions, manifest: Manifest, *, target: int) -> tup
     Nominal: 0.01, 0.02 ... up to what the calibration rows of every row's interval support.
     """
     interval = manifest.calibration.interval
-    largest = conformal.largest_coverage(min(residuals.shape[1] for _, residuals in predictions.sources), interval=interval)
-    nominal = np.arange(1, 100) / 100
-    nominal = nominal[nominal <= largest]
+    rows = min(residuals.shape[1] for _, residuals in predictions.sources)
+    nominal = np.array([c for c in np.arange(1, 100) / 100 if conformal.supports(c, rows=rows, interval=interval)])
     y = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target, None]
     near = location_rounding(float64=True) * np.abs(predictions.location / predictions.scale)[:, target, None]
     inside = np.empty((len(y), len(nominal)), dtype=np.bool_)

@@ -51,8 +51,9 @@ class Predictions:
 
 def supported_coverages(rows: int, manifest: Manifest) -> list[float]:
     """Those of COVERAGES, and of the model's default coverage, that so many calibration rows can support; ascending."""
-    largest = conformal.largest_coverage(rows, interval=manifest.calibration.interval)
-    return [coverage for coverage in sorted({*COVERAGES, manifest.default_coverage}) if coverage <= largest]
+    interval = manifest.calibration.interval
+    wanted = sorted({*COVERAGES, manifest.default_coverage})
+    return [coverage for coverage in wanted if conformal.supports(coverage, rows=rows, interval=interval)]
 
 
 def predicted(run: Run, x: Values, y: Values, manifest: Manifest) -> Predictions:

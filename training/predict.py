@@ -11,7 +11,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from models.artifact import Run, open_model
-from models.conformal import interval_factors, largest_coverage
+from models.conformal import interval_factors, largest_coverage, supports
 from models.manifest import Manifest
 from training.calibrate import Values
 from training.errors import OptionError, TableError
@@ -139,12 +139,12 @@ def read_x_y(
 
 def require_supported(coverages: Sequence[float], manifest: Manifest) -> None:
     """Raise OptionError for a coverage outside (0, 1), or beyond what the calibration rows of all groups together support."""
-    rows = manifest.calibration.rows
-    largest = largest_coverage(rows, interval=manifest.calibration.interval)
+    rows, interval = manifest.calibration.rows, manifest.calibration.interval
     for coverage in coverages:
         if not 0 < coverage < 1:
             raise OptionError(f"--coverage {coverage}: a coverage lies between 0 and 1, 0.9 for 90 %")
-        if coverage > largest:
+        if not supports(coverage, rows=rows, interval=interval):
+            largest = largest_coverage(rows, interval=interval)
             raise OptionError(f"--coverage {coverage}: this model has {rows} calibration rows; the largest is {largest}")
 
 

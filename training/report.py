@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Run
-from models.conformal import coverage_range, largest_coverage
+from models.conformal import coverage_range, supports
 from models.manifest import Calibration, Column, Evaluation, EvaluationSource, IntervalScores, Manifest, Scores
 from training import curves
 from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, outliers, rows_in_words
@@ -146,7 +146,7 @@ def _coverage_ranges(calibration: Calibration) -> Html:
         name = "all rows" if group.value is None else f"{calibration.group_column} = {group.value}"
         cells = [name, f"{group.rows:,}"]
         for coverage in COVERAGES:
-            if coverage > largest_coverage(group.rows, interval=calibration.interval):
+            if not supports(coverage, rows=group.rows, interval=calibration.interval):
                 cells.append("too few rows")
             else:
                 low, high = coverage_range(coverage, rows=group.rows, interval=calibration.interval)

@@ -23,6 +23,7 @@ from models.conformal import (
     sample_factors,
     sorted_residuals,
     supported_probabilities,
+    supports,
 )
 from models.distributions import distribution
 
@@ -84,6 +85,16 @@ def test_the_largest_score_is_used_exactly_at_the_corner(rows, coverage):
     assert conformal_rank(coverage, rows=rows) == rows
     assert conformal_rank(coverage, rows=rows - 1) == rows  # one row fewer is too few
     assert largest_coverage(rows, interval="symmetric") == coverage
+
+
+@given(rows=st.integers(1, 60), thousandths=st.integers(1, 999))
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+def test_a_coverage_is_supported_where_its_interval_is_finite(interval, rows, thousandths):
+    residuals = np.sort(np.random.default_rng(rows).normal(size=(1, rows)))
+    for coverage in (thousandths / 1000, rows / (rows + 1), 0.99 * (rows / (rows + 1))):
+        lower, upper = interval_factors(residuals, [coverage], interval=interval)
+        finite = bool(np.isfinite([lower, upper]).all())
+        assert supports(coverage, rows=rows, interval=interval) == finite
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, 90.0, -0.5, float("nan"), float("inf")])
