@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 from service.counts import SharedCounts, forget
 from service.inference.session import DeviceError
@@ -70,29 +71,35 @@ class _Supervisor:
             self._end()
             raise
         status = 0
-        while alive := [process for process in self._processes if process.is_alive()]:
-            connection.wait([process.sentinel for process in alive], timeout=1.0)
-            if time.monotonic() > self._last:
-                _kill(alive)
+        while True:
+            ended = {process: process.exitcode for process in self._processes if process.exitcode is not None}
             for place, process in enumerate(self._processes):
-                if process.exitcode is None:
+                if process not in ended:
                     continue
+                code = ended[process]
                 forget(self._folder, process.name)
                 if self._stopping.is_set():
-                    if process.exitcode not in (-signal.SIGTERM, -signal.SIGHUP):  # which end it before it serves
-                        status = status or abs(process.exitcode)
-                    continue
-                if process.exitcode == _CANNOT_START or self._hopeless(process):
-                    logger.error("a worker ended with status %s, and another would too: the service ends", process.exitcode)
+                    if code not in (-signal.SIGTERM, -signal.SIGHUP):  # which end it before it serves
+                        status = status or abs(code)
+                elif code == _CANNOT_START or self._hopeless(process):
+                    logger.error("a worker ended with status %s, and another would too: the service ends", code)
                     status = 1
                     self._end()
-                    break
-                logger.error("worker %d ended with status %s; another takes its place", process.pid, process.exitcode)
-                try:
-                    self._start(place)
-                except OSError as error:  # too many processes or open files, which may pass
-                    logger.error("it cannot be started; again in a second (%s)", error)  # noqa: TRY400
-        return status if self._stopping.is_set() else 1
+                else:
+                    logger.error("worker %d ended with status %s; another takes its place", process.pid, code)
+                    self._replace(place)
+            left = [process for process in self._processes if process not in ended]  # one that ends from here on is seen next
+            if not left:
+                return status if self._stopping.is_set() else 1
+            connection.wait([process.sentinel for process in left], timeout=1.0)
+            if time.monotonic() > self._last:
+                _kill([process for process in left if process.is_alive()])
+
+    def _replace(self, place: int) -> None:
+        try:
+            self._start(place)
+        except OSError as error:  # too many processes or open files, which may pass
+            logger.error("it cannot be started; again in a second (%s)", error)  # noqa: TRY400
 
     def _start(self, place: int) -> None:
         """Start a worker at the end of the list, or in the place of one that has ended."""
@@ -140,22 +147,23 @@ def _work(settings: Settings, folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it serves; the parent ends it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     configure_logging(log_format=settings.log_format, level=settings.log_level)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = cast("BaseProcess", multiprocessing.parent_process())
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         with own_socket(settings) as listening:
             status = serve_worker(settings, listening, SharedCounts(folder, multiprocessing.current_process().name))
     except (DeviceError, KeysError) as error:
         logger.error("the service does not start: %s", error)  # noqa: TRY400 - the reason says it all
         status = _CANNOT_START
+    if not parent.is_alive():  # it was killed, and leaves the folder to its workers
+        shutil.rmtree(folder, ignore_errors=True)
     raise SystemExit(status)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: BaseProcess) -> None:
     """A worker without its parent would keep the port, and nobody would replace it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def own_socket(settings: Settings, *, reuse_address: bool = True) -> socket.socket:

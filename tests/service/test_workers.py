@@ -127,8 +127,12 @@ def test_a_worker_that_does_not_end_is_killed(repository, start_two):
     assert any("1 workers have not ended in time, and are killed" in line for line in service.log)
 
 
-def test_workers_end_with_their_parent(repository, start_two):
+def test_workers_end_with_their_parent(repository, start_two, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", os.fspath(shared))
     service = start_two(repository)
+    assert any(shared.glob("errorbar-*"))
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
     with socket.socket() as asking:
         assert asking.connect_ex(address) == 0
@@ -139,6 +143,7 @@ def test_workers_end_with_their_parent(repository, start_two):
             return asking.connect_ex(address) != 0
 
     until(silent)
+    until(lambda: not any(shared.glob("errorbar-*")))
 
 
 def end(*flags):
@@ -210,6 +215,44 @@ def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(tmp
     if status == 0:
         assert tries == [1, 1, 1]
         assert caplog.text.count("it cannot be started; again in a second") == 2
+
+
+def test_the_status_of_a_worker_that_ends_unseen_counts(tmp_path, monkeypatch):
+    """It ends when the supervisor has looked at it and not yet asked who is left."""
+    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
+    one, other = Worker(), Worker()
+    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(supervisor, "_start", lambda place: supervisor._processes.append((one, other)[place]))
+
+    def wait(sentinels, timeout):
+        supervisor._stopping.set()
+        one.exitcode = 0
+
+    def forgotten(folder, name):
+        other.exitcode = -9
+
+    monkeypatch.setattr(workers.connection, "wait", wait)
+    monkeypatch.setattr(workers, "forget", forgotten)
+    assert supervisor.run() == signal.SIGKILL
+
+
+def test_workers_that_end_all_at_once_are_replaced(tmp_path, monkeypatch):
+    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
+    started = []
+
+    def start(place):
+        started.append(place)
+        supervisor._processes[place : place + 1] = [Worker(-9 if len(started) <= 2 else None)]
+
+    def wait(sentinels, timeout):
+        supervisor._stopping.set()
+        for process in supervisor._processes:
+            process.exitcode = 0
+
+    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(workers.connection, "wait", wait)
+    monkeypatch.setattr(supervisor, "_start", start)
+    assert (supervisor.run(), started) == (0, [0, 1, 0, 1])
 
 
 def test_sockets_share_a_port():
