@@ -222,7 +222,7 @@ def test_the_status_of_a_worker_that_ends_unseen_counts(tmp_path, monkeypatch):
     supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
     one, other = Worker(), Worker()
     monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(supervisor, "_start", lambda place: supervisor._processes.append((one, other)[place]))
+    monkeypatch.setattr(supervisor, "_start", lambda place: supervisor._processes.append((other, one)[place]))
 
     def wait(sentinels, timeout):
         supervisor._stopping.set()
