@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from models.conformal import coverage_range
 from models.manifest import IntervalScores, Manifest, Scores
@@ -21,9 +22,21 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 110
 """Columns of what is shown where there is no terminal; 80, rich's own choice, would squeeze the names out of the scores."""
-# No markup, no emoji: what is printed holds names from tables, and `speed [km/h]` is a name, not a style.
-_console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-_errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+_STEERING = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+class _Console(Console):
+    """No markup, no emoji, nothing that steers the terminal: `speed [km/h]` is a table's name for something, not a style."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(_STEERING), **options)
+
+
+_console = _Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+_errors = _Console(stderr=True)
 _SHOWN_COVERAGE = 0.9
 _PLAIN_LINES = 8
 """Progress lines of a fit where there is no terminal to draw a bar on."""

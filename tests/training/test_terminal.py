@@ -100,3 +100,8 @@ def test_a_hopeless_r2_leaves_room_for_the_other_columns(capsys):
 def test_dates_are_shown_as_dates(tmp_path, capsys):
     terminal.show_manifest(write_formula_model(tmp_path / "model.onnx", columns=MIXED))
     assert "2020-09-13 12:26:40 to 2023-11-14 22:13:20" in capsys.readouterr().out
+
+
+def test_what_would_steer_a_terminal_is_shown_as_text(capsys):
+    terminal.say("note: \x1b[2Jcolour\x07 is \x9b1m\rred")
+    assert capsys.readouterr().err == "note: \\x1b[2Jcolour\\x07 is \\x9b1m\\rred\n"
