@@ -28,8 +28,11 @@ HEADER_BYTES = 64 * 1024
 """Limit in bytes of a request's headers, and of consecutive bytes that add no body data. Checked once a read."""
 MOST_WAITING = 500
 """At most this many requests of one connection may wait for the answers to those before them."""
-LEFTOVER_BYTES = 1024 * 1024
-"""This much of a request that is refused already is still read, so that the client gets to see the answer."""
+LEFTOVER_BYTES = 256 * 1024 * 1024
+"""This much of a request that is refused already is still read, and dropped, so that the client gets to see the answer.
+
+A connection that is closed while it sends is reset. To a proxy that is a failing server, which it leaves out for a while.
+"""
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
@@ -208,16 +211,18 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._progress += 1
-        if self._held is not None and isinstance(self.cycle, _Exchange):
-            self.cycle.chunks.append(body)
+        exchange = self.cycle
+        if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
+            super().on_body(body)
+        elif not exchange.response_complete:
+            exchange.chunks.append(body)
             try:
                 self._held.grow(len(body))
             except OverloadedError as error:
                 self._held.free()
-                self._refuse(503, error.sentence, error.reason)
-                raise httptools.HttpParserError(error.sentence) from error
-        else:
-            super().on_body(body)
+                exchange.chunks.clear()
+                scope: Any = self.scope
+                self._direct.refuse(scope, error, done=partial(self._answer, exchange))
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
@@ -227,6 +232,8 @@ class Connection(HttpToolsProtocol):
         exchange = self.cycle
         if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
             super().on_message_complete()
+            return
+        if exchange.response_complete:  # refused while it arrived
             return
         chunks, exchange.chunks = exchange.chunks, []
         self._held.free()  # it is read now, or held anew

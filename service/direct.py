@@ -10,7 +10,8 @@ from http import HTTPStatus
 
 from starlette.types import Scope
 
-from service.answers import CLIENT_GONE, Content, length_of
+from service.answers import CLIENT_GONE, Content, error_content, length_of
+from service.errors import ServiceError
 from service.heads import KnownHeads
 from service.metrics import ServiceMetrics
 from service.routes.hot import GiveUp, Predictions, Route
@@ -69,6 +70,19 @@ class Direct:
 
         None where it has been called already.
         """
+        end = self._end(scope, done)
+        refusal = self._guard.refusal(scope)
+        if refusal is None:
+            return self._predictions.begin(route, scope, body, end=end)
+        end(refusal)
+        return None
+
+    def refuse(self, scope: Scope, error: ServiceError, *, done: Callable[[bytes, bytes], None]) -> None:
+        """Answer a POST that has not arrived whole, as `begin` does."""
+        self._metrics.rejected[error.reason] += 1
+        self._end(scope, done)(error_content(error))
+
+    def _end(self, scope: Scope, done: Callable[[bytes, bytes], None]) -> Callable[[Content | Exception], None]:
         watch = RequestWatch(scope, self._metrics)
 
         def end(result: Content | Exception) -> None:
@@ -77,11 +91,7 @@ class Direct:
                 watch.log(content.status)
             done(*_response(content, watch.request_id))
 
-        refusal = self._guard.refusal(scope)
-        if refusal is None:
-            return self._predictions.begin(route, scope, body, end=end)
-        end(refusal)
-        return None
+        return end
 
     def _route(self, path: bytes) -> Route | None:
         plain = path.isascii() and b"%" not in path

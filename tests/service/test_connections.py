@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.connections import MOST_WAITING, Connection, ConnectionLimits
+from service.connections import LEFTOVER_BYTES, MOST_WAITING, Connection, ConnectionLimits
 from service.metrics import ServiceMetrics
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
@@ -385,6 +385,36 @@ def test_a_request_that_was_answered_early_is_not_answered_again(service):
         received = all_of(client)
     assert received.startswith(b"HTTP/1.1 413 ")
     assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"POST /nowhere", 404),
+        (b"POST /v1/models/other:predict", 404),
+        (b"PUT /v1/models/m:predict", 405),
+        (b"POST /invocations", 413),
+    ],
+)
+def test_who_sends_all_before_reading_gets_to_read_the_refusal(service, line, status):
+    """As a proxy does, which takes a reset for a server that fails."""
+    body = bytes(5_000_000)
+    with connected(service) as client:
+        client.sendall(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + post(ROW))
+        assert [answer[0] for answer in answers(client, 2)] == [status, 200]
+
+
+def test_a_refused_request_is_not_read_without_end(repository, start):
+    service, piece = start(repository), bytes(1024 * 1024)
+    with connected(service) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 10**12)
+        sent = 0
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while sent < 2 * LEFTOVER_BYTES:
+                client.sendall(piece)
+                sent += len(piece)
+    assert LEFTOVER_BYTES / 2 < sent < 2 * LEFTOVER_BYTES
+    serves(service)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from service.routes import hot
 from service.routes.bodies import LARGEST_BODIES, SMALL_BYTES, BodyRoom, HeldBody
 from tests.model_files import write_formula_model
 from tests.service.conftest import running
-from tests.service.live import ROW, Process, answers, connected
+from tests.service.live import ROW, Process, answers, connected, post
 
 pytestmark = pytest.mark.anyio
 PREDICT = "/v1/models/m:predict"
@@ -121,6 +121,8 @@ def test_bodies_that_arrive_slowly_have_room_together(service, request_, answere
                 stack.close()
                 time.sleep(0.5)  # for the service to notice
                 continue
+            refused.sendall(request_[-1:] + post(ROW))  # the rest is dropped, and the connection goes on
+            assert answers(refused, 1)[0][0] == 200
             for client in clients:
                 client.sendall(request_[-1:])
             assert [answers(client, 1)[0][0] for client in clients] == [answered] * FITTING
