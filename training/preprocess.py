@@ -94,6 +94,15 @@ def seen_columns(
     return seen, coded
 
 
+def known_to(rows: NDArray[np.int64], x: NDArray[np.float64], columns: list[Column]) -> NDArray[np.float64]:
+    """`x` [n, columns] with NaN for the categories that none of `rows` has: what networks of these rows do not know."""
+    known = x.copy()
+    for index, column in enumerate(columns):
+        if column.kind == "categorical":
+            known[~np.isin(x[:, index], x[rows, index]), index] = np.nan
+    return known
+
+
 def _components(x: NDArray[np.float64], centre: list[float], scale: list[float]) -> tuple[list[list[float]], list[float]]:
     """Weights and means of the principal components of the scaled columns, to unit variance; none of a single column.
 

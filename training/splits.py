@@ -49,6 +49,15 @@ class Plan:
     folds: list[Rows]
     fold_members: int
 
+    @property
+    def seen(self) -> Rows:
+        """The rows that some served member is fitted to."""
+        return np.unique(np.concatenate(self.fit[: self.members]))
+
+    def seen_without(self, fold: int) -> Rows:
+        """The rows that some of the fold's own networks is fitted to."""
+        return np.unique(np.concatenate(self.fit[self.fold_networks(fold)]))
+
     def fold_networks(self, fold: int) -> slice:
         """The places in `fit` and `stop` of the networks that leave `fold` out."""
         first = self.members + fold * self.fold_members

@@ -23,7 +23,7 @@ from training.export import exported_network, needs_float64
 from training.fit import Epoch, Fitted, fit
 from training.graph import calibrated_graph
 from training.output import check_output
-from training.preprocess import feature_statistics, seen_columns
+from training.preprocess import feature_statistics, known_to, seen_columns
 from training.report import report_page
 from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
@@ -60,10 +60,10 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         calibrate.group_feature(table.columns, options.calibrate_by)
     plan = plan_rows(table.rows, options, groups=table.groups, time=table.time)
     _check_plan(plan, options, progress)
-    columns, x = seen_columns(table.columns, table.x, np.setdiff1d(np.arange(table.rows), plan.test))
+    columns, x = seen_columns(table.columns, table.x, plan.seen)
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
-    statistics = feature_statistics(table.x[_seen(plan)], table.columns)
+    statistics = feature_statistics(table.x[plan.seen], table.columns)
     chosen = chosen_options(
         table.x,
         y,
@@ -85,7 +85,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     served = fitted.part(slice(plan.members))
     exported = exported_network(served, columns=len(table.columns))
     calibration_rows = _calibration_rows(plan)
-    moments = _unseen_moments(plan, table.x, fitted, lambda x: calibrate.member_moments(exported, x))
+    moments = _unseen_moments(plan, table, fitted, lambda x: calibrate.member_moments(exported, x))
     residuals = _residuals(table.x, y, calibration_rows, moments)
     family, freedom = calibrate.likeliest_family(residuals, served.network.head.family.name, served.degrees_of_freedom)
     network = _network(served, options).model_copy(update={"family": family, "degrees_of_freedom": freedom})
@@ -173,11 +173,6 @@ def _described(table: Table, options: FitOptions) -> Table:
     )
 
 
-def _seen(plan: Plan) -> Rows:
-    """The rows that some served member is fitted to."""
-    return np.unique(np.concatenate(plan.fit[: plan.members]))
-
-
 def _fit(
     table: Table,
     y: Values,
@@ -203,11 +198,14 @@ def _calibration_rows(plan: Plan) -> Rows:
     return np.concatenate(plan.folds) if plan.folds else plan.calibration
 
 
-def _unseen_moments(plan: Plan, x: Values, fitted: Fitted, served: Moment) -> Moments:
+def _unseen_moments(plan: Plan, table: Table, fitted: Fitted, served: Moment) -> Moments:
     """Location and scale at the calibration rows, each from networks that did not see the row."""
     if not plan.folds:
-        return served(x[plan.calibration])
-    parts = [_moments(fitted.part(plan.fold_networks(k)), x[fold]) for k, fold in enumerate(plan.folds)]
+        return served(table.x[plan.calibration])
+    parts = []
+    for k, fold in enumerate(plan.folds):
+        x = known_to(plan.seen_without(k), table.x, table.columns)[fold]
+        parts.append(_moments(fitted.part(plan.fold_networks(k)), x))
     return _joined(parts)
 
 
@@ -239,7 +237,7 @@ def _baselines(
     table: Table, y: Values, plan: Plan, options: FitOptions, statistics: FeatureStatistics, model: Manifest
 ) -> dict[str, tuple[Predictions, Network]]:
     """What the model has to beat, calibrated on the same rows and predicting the same ones."""
-    seen = _seen(plan)
+    seen = plan.seen
     rows = _calibration_rows(plan)
     tested = table.x[plan.test]
     # Where all that varies is in one fold, the other rows have no spread: nothing to divide by
@@ -264,7 +262,7 @@ def _baselines(
     found: dict[str, tuple[Moments, Moments | None]] = {
         "constant": (_joined(parts), constant(tested, seen) if len(plan.test) else None),
         "homoscedastic": (
-            _unseen_moments(needed, table.x, homoscedastic, served),
+            _unseen_moments(needed, table, homoscedastic, served),
             served(tested) if len(plan.test) else None,
         ),
     }

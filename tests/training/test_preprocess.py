@@ -6,7 +6,7 @@ import torch
 
 from models.manifest import Column
 from models.networks import Features
-from training.preprocess import feature_statistics, seen_columns
+from training.preprocess import feature_statistics, known_to, seen_columns
 
 DAY = 86400.0
 WEEK, YEAR = 7 * DAY, 365.2425 * DAY
@@ -83,6 +83,14 @@ def test_columns_are_described_by_the_rows_that_may_be_seen():
     np.testing.assert_array_equal(coded[:, 1], [1.0, 0.0, math.nan, math.nan], "green is in the last row only: unknown")
     np.testing.assert_array_equal(coded[:, [0, 2]], x[:, [0, 2]])
     assert x[3, 1] == 1.0, "the table itself stays as it is"
+
+
+def test_categories_that_some_rows_have_not_are_unknown_to_them():
+    columns = [Column(name="size", kind="numeric"), Column(name="colour", kind="categorical", categories=["a", "b", "c"])]
+    x = np.array([[1.0, 0.0], [2.0, 1.0], [3.0, math.nan], [4.0, 2.0]])
+    known = known_to(np.array([0, 2]), x, columns)
+    np.testing.assert_array_equal(known, [[1.0, 0.0], [2.0, math.nan], [3.0, math.nan], [4.0, math.nan]])
+    assert x[1, 1] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from models.artifact import open_model, read_manifest
+from models.manifest import Column
 from training import train as wiring
 from training.config import FitOptions
 from training.datasets import dataset
@@ -190,14 +193,37 @@ def test_no_calibration_row_is_predicted_by_a_network_that_saw_it(monkeypatch, c
             return np.concatenate(plan.fit[networks] + plan.stop[networks])
 
     def moments(seen, x):
-        return x, np.isin(x, seen).astype(float)
+        return x, np.isin(x[:, :1], seen).astype(float)
 
     monkeypatch.setattr(wiring, "_moments", moments)
-    rows = np.arange(200)[:, None]
+    row = np.arange(200.0)
+    columns = [
+        Column(name="row", kind="numeric"),
+        *(Column(name=name, kind="categorical", categories=[]) for name in ("own", "shared")),
+    ]
+    table = SimpleNamespace(x=np.column_stack([row, row, row % 2]), columns=columns)
     networks = Networks()
-    predicted, seen = wiring._unseen_moments(plan, rows, networks, lambda x: moments(networks.part(slice(plan.members)), x))
-    assert predicted[:, 0].tolist() == wiring._calibration_rows(plan).tolist()
+    predicted, seen = wiring._unseen_moments(plan, table, networks, lambda x: moments(networks.part(slice(plan.members)), x))
+    rows = wiring._calibration_rows(plan)
+    assert predicted[:, 0].tolist() == rows.tolist()
     assert not seen.any()
+    if calibration == "cross":  # the networks of a fold do not know the categories that it alone has
+        assert np.isnan(predicted[:, 1]).all()
+    assert predicted[:, 2].tolist() == (rows % 2).tolist()
+
+
+@pytest.mark.parametrize(("calibration", "known"), [("cross", ["common", "rare"]), ("split", ["common"])])
+def test_a_category_of_calibration_rows_alone_is_as_unknown_as_a_new_one(mixed_table, tmp_path, calibration, known):
+    table = pl.read_csv(mixed_table).select("size", "y")
+    shares = {"test_share": 0.1, "calibration": calibration}
+    plan = plan_rows(table.height, FitOptions(target=["y"], **shares))
+    kind = np.full(table.height, "common", dtype=object)
+    kind[plan.calibration if calibration == "split" else plan.folds[0]] = "rare"
+    kind[plan.test] = "tested"
+    path = tmp_path / "kinds.csv"
+    table.with_columns(pl.Series("kind", kind.tolist())).write_csv(path)
+    _, manifest = trained(path, tmp_path, members=1, fold_members=1, **shares)
+    assert manifest.columns[1].categories == known
 
 
 def test_two_targets_with_transforms_of_their_own(mixed_table, tmp_path):
