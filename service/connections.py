@@ -84,6 +84,17 @@ class _Exchange:
             self.give_up()
 
 
+class _UntilRead:
+    """The transport as uvicorn's cycle has it: to close it waits for the rest of the request (`LEFTOVER_BYTES`)."""
+
+    def __init__(self, connection: "Connection"):
+        self._connection = connection
+        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.close_when_read()
+
+
 class Connection(HttpToolsProtocol):
     """One connection. `check` must be called now and then.
 
@@ -119,6 +130,8 @@ class Connection(HttpToolsProtocol):
         self._running: Any = None  # which of several cycles is being answered
         self._leftover_bytes: int | None = None
         self._idle_since: float | None = None
+        self._closing_since: float | None = None
+        self._last = False  # the connection ends once the rest of this request has come
         self._again = b""  # the head of a request with `Upgrade`, without that header: to be parsed anew
 
     def connection_made(self, transport: Any) -> None:
@@ -203,6 +216,7 @@ class Connection(HttpToolsProtocol):
         try:
             super().on_headers_complete()
             self._in_head = False
+            self.cycle.transport = _UntilRead(self)
             if self._draining():
                 self.cycle.keep_alive = False
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
@@ -224,10 +238,18 @@ class Connection(HttpToolsProtocol):
                 scope: Any = self.scope
                 self._direct.refuse(scope, error, done=partial(self._answer, exchange))
 
+    def close_when_read(self) -> None:
+        """Close the connection, once the request that was answered is here whole."""
+        self._last = self._arriving_since is not None and not self._in_head and not self.pipeline
+        if not self._last:
+            self.transport.close()
+
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self._again:
             return
+        if self._last:
+            self.transport.close()
         self._arriving_since = self._leftover_bytes = None
         exchange = self.cycle
         if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
@@ -295,8 +317,11 @@ class Connection(HttpToolsProtocol):
             if now - self._unread_since > longest:
                 self._metrics.rejected["unread"] += 1
                 self.transport.abort()
-        elif self.transport.is_closing():
-            return
+        elif self.transport.is_closing():  # a few bytes that the client does not read keep it from closing
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > longest:
+                self._metrics.rejected["unread"] += 1
+                self.transport.abort()
         elif self._arriving_since is not None and not self.pipeline and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")
@@ -317,6 +342,8 @@ class Connection(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = rest[upgrade.args[0] :]
                     head, self._again = self._again, b""
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
                     self.parser.feed_data(head)
                 else:
                     return
@@ -380,7 +407,7 @@ class Connection(HttpToolsProtocol):
         lines += (b"", body)
         self.transport.write(b"\r\n".join(lines))
         if not exchange.keep_alive:
-            self.transport.close()
+            self.close_when_read()
         self.on_response_complete()
 
     def _busy(self) -> bool:

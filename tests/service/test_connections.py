@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+from unittest.mock import Mock
 
 import httpx
 import orjson
@@ -211,6 +212,18 @@ def test_a_client_that_reads_nothing_of_a_long_answer_is_dropped(tmp_path, more)
     assert service.stop() == 0
 
 
+def test_a_few_bytes_that_nobody_reads_do_not_keep_a_connection():
+    config = uvicorn.Config(Mock(), log_config=None, lifespan="off", interface="asgi3")
+    config.load()
+    limits, metrics = ConnectionLimits(request_seconds=1, connections=10), ServiceMetrics()
+    connection = Connection(config, ServerState(), {}, Mock(), limits=limits, metrics=metrics, draining=lambda: False)
+    connection.transport = Mock()
+    connection.transport.is_closing.return_value = True
+    for now, aborted in ((100.0, 0), (100.9, 0), (101.1, 1)):
+        connection.check(now)
+        assert connection.transport.abort.call_count == metrics.rejected["unread"] == aborted
+
+
 @pytest.mark.parametrize("more", [(), (b"Connection: close",)], ids=["kept", "closing"])
 def test_a_client_that_reads_slowly_gets_all_of_a_long_answer(tmp_path, more):
     from tests.model_files import write_formula_model
@@ -302,6 +315,16 @@ def test_an_offer_to_speak_another_protocol_is_passed_over(service, offer, piece
             client.recv(1)
 
 
+@pytest.mark.parametrize("wish", [b"Connection: Upgrade, close", b"Connection: close\r\nConnection: Upgrade"])
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_an_offer_of_a_last_request_is_passed_over_too(service, wish, version):
+    with connected(service) as client:
+        client.sendall(post(ROW, b"Upgrade: h2c", wish, version=version))
+        received = all_of(client)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in received
+
+
 def test_offers_in_great_number_are_passed_over(service):
     get = b"GET /v2 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
     with connected(service) as client:
@@ -389,6 +412,10 @@ def test_who_sends_all_before_reading_gets_to_read_the_refusal(service, line, st
     with connected(service) as client:
         client.sendall(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + post(ROW))
         assert [answer[0] for answer in answers(client, 2)] == [status, 200]
+    for last in (b" HTTP/1.0\r\n", b" HTTP/1.1\r\nConnection: close\r\n"):
+        with connected(service) as client:
+            client.sendall(line + last + b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            assert refusal(all_of(client))[0] == status
 
 
 def test_a_refused_request_is_not_read_without_end(repository, start):
