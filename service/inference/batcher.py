@@ -24,7 +24,7 @@ from service.metrics import ModelMetrics
 
 logger = logging.getLogger("service")
 
-_TOO_LATE = "the request waited too long for its run (setting deadline_seconds, or its own timeout)"
+TOO_LATE = "the request waited too long for its run (setting deadline_seconds, or its own timeout)"
 
 Values = NDArray[np.float64]
 Run = Callable[[Values, Values, Sequence[str]], Arrays]
@@ -121,7 +121,13 @@ class Batcher:
         self._rows = {True: 0, False: 0}  # of calls, small or not, that have neither been answered nor given up
 
     async def outputs(
-        self, x: Values, *, coverage: tuple[float, ...], outputs: tuple[str, ...], timeout_seconds: float | None = None
+        self,
+        x: Values,
+        *,
+        coverage: tuple[float, ...],
+        outputs: tuple[str, ...],
+        timeout_seconds: float | None = None,
+        since: float | None = None,
     ) -> Part:
         """The model's `outputs` on x [n, features]. Raises what `submit` gives or raises."""
         future: asyncio.Future[Part] = asyncio.get_running_loop().create_future()
@@ -134,7 +140,7 @@ class Batcher:
             else:
                 future.set_result(result)
 
-        call = self.submit(x, coverage=coverage, outputs=outputs, done=done, timeout_seconds=timeout_seconds)
+        call = self.submit(x, coverage=coverage, outputs=outputs, done=done, timeout_seconds=timeout_seconds, since=since)
         try:
             return await future
         finally:
@@ -148,10 +154,12 @@ class Batcher:
         outputs: tuple[str, ...],
         done: Done,
         timeout_seconds: float | None = None,
+        since: float | None = None,
     ) -> Call:
         """Let `done` have the model's `outputs` on x [n, features], or a DeadlineError, or why the run failed.
 
         It is called once, on the event loop, in a later turn of it. timeout_seconds: a deadline before that of the limits.
+        since: when the request came, by time.perf_counter, from which its deadline counts; None for now.
         Raises OverloadedError when too many rows wait.
         """
         small = len(x) <= self._inline_rows
@@ -159,7 +167,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         longest = self._limits.deadline_seconds
         now = time.perf_counter()
-        deadline = now + (longest if timeout_seconds is None else min(timeout_seconds, longest))
+        deadline = (now if since is None else since) + (longest if timeout_seconds is None else min(timeout_seconds, longest))
         call = Call(x, coverage, outputs, small=small, came=now, deadline=deadline, done=done)
         self._rows[small] += len(x)
         if not small:
@@ -232,7 +240,7 @@ class Batcher:
 
     def _expire(self, call: Call) -> None:
         if self._leave_queue(call):
-            self._end(call, DeadlineError(_TOO_LATE))
+            self._end(call, DeadlineError(TOO_LATE))
 
     def _leave_queue(self, call: Call) -> bool:
         """Take the call out of the thread's queue; whether it was there."""
@@ -250,7 +258,7 @@ class Batcher:
             if call.over:
                 continue
             if now > call.deadline:
-                loop.call_soon_threadsafe(self._end, call, DeadlineError(_TOO_LATE))
+                loop.call_soon_threadsafe(self._end, call, DeadlineError(TOO_LATE))
             else:
                 self._waited.append(now - call.came)
                 wanted.append(call)

@@ -19,8 +19,8 @@ from service.answers import (
     length_of,
     send_content,
 )
-from service.errors import MethodNotAllowedError, ServiceError
-from service.inference.batcher import Part
+from service.errors import DeadlineError, MethodNotAllowedError, ServiceError
+from service.inference.batcher import TOO_LATE, Part
 from service.metrics import OK
 from service.model import ServedModel
 from service.predictions import check_support
@@ -70,6 +70,7 @@ class Predictions:
         self._state = state
         self._vertex_route = state.settings.vertex_predict_route
         self.bodies = BodyRoom(state.settings.max_body_bytes)
+        self._long_work = asyncio.Semaphore(1)  # Python runs one thread at a time, and the event loop waits behind all of them
         self._aside: set[asyncio.Task[Content]] = set()  # the event loop keeps only weak references to them
 
     def route(self, path: str) -> Route | None:
@@ -87,16 +88,16 @@ class Predictions:
             body = await receive_body(scope, receive, limit=self._state.settings.max_body_bytes, held=held)
             work.arrived()
             long = encoding_of(scope) is not None or route.protocol.reading_takes_long(model, scope, body)
-            asked = await asyncio.to_thread(work.read, model, body) if long else work.read(model, body)
+            asked = await self._in_thread(work, work.read, model, body) if long else work.read(model, body)
             del body
             held.free()
             question, seconds = asked.question, asked.timeout_seconds
             outputs = model.batcher.outputs(
-                question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds
+                question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds, since=work.started
             )
             part = await _while_connected(outputs, receive)
             large = route.protocol.writing_takes_long(asked)
-            result = await asyncio.to_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
+            result = await self._in_thread(work, work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
         finally:
@@ -105,6 +106,13 @@ class Predictions:
         if isinstance(result, Exception):
             raise result
         return result
+
+    async def _in_thread(self, work: "_Work", function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)` in a thread, one such at a time. Raises DeadlineError where its turn comes too late."""
+        async with self._long_work:
+            if time.perf_counter() - work.started > self._state.settings.deadline_seconds:
+                raise DeadlineError(TOO_LATE)
+            return await asyncio.to_thread(function, *arguments)
 
     def begin(self, route: Route, scope: Scope, body: bytes, *, end: Callable[[Content | Exception], None]) -> GiveUp | None:
         """As `answer`, for a small POST whose body is here, without a task: `end` gets the answer, or a bug, now or soon.
@@ -181,7 +189,8 @@ class _Work:
         self._scope = scope
         self._model: ServedModel | None = None
         self._asked: Asked[Any] | None = None
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
+        """When the body was here whole."""
         self._read_seconds = self._write_seconds = 0.0
         state.metrics.in_flight += 1
 
@@ -194,7 +203,7 @@ class _Work:
 
     def arrived(self) -> None:
         """The body is here whole: what it takes a client to send is no matter of the model's."""
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     def hand_over(self) -> None:
         """The request goes another way, which counts it."""
@@ -230,7 +239,7 @@ class _Work:
             outcome = "bug"
         if self._model is not None:
             counted = self._model.metrics
-            counted.finished(outcome, time.perf_counter() - self._started)
+            counted.finished(outcome, time.perf_counter() - self.started)
             counted.seconds["read"] += self._read_seconds
             counted.seconds["write"] += self._write_seconds
             if self._asked is not None:

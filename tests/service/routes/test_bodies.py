@@ -78,6 +78,27 @@ async def test_names_of_encodings(repository, encoding, status):
             assert "Content-Encoding 'gzip, gzip' is not read here" in answer.json()["error"]
 
 
+async def test_what_takes_long_is_done_one_at_a_time_and_the_wait_counts_in_the_deadline(repository, monkeypatch):
+    reading, most, read = 0, 0, hot._Work.read
+
+    def slow(*arguments):
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        time.sleep(0.4)
+        reading -= 1
+        return read(*arguments)
+
+    monkeypatch.setattr(hot._Work, "read", slow)
+    body, headers = gzip.compress(ROW), {"Content-Encoding": "gzip"}
+    async with running(repository, deadline_seconds=1.0) as service:
+        found = await asyncio.gather(*(service.http.post(PREDICT, content=body, headers=headers) for _ in range(5)))
+        statuses = [answer.status_code for answer in found]
+        assert (most, statuses[0], statuses[-1], set(statuses)) == (1, 200, 504, {200, 504})
+        assert service.state.metrics.rejected["deadline"] == statuses.count(504) >= 2, "one for what reading took, too"
+        assert service.state.metrics.in_flight == 0
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     repository = tmp_path_factory.mktemp("repository")
