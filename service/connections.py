@@ -5,7 +5,7 @@ Small, plain requests for predictions are answered from here without ASGI (servi
 """
 
 import logging
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,9 @@ LEFTOVER_BYTES = 256 * 1024 * 1024
 
 A connection that is closed while it sends is reset. To a proxy that is a failing server, which it leaves out for a while.
 """
+
+UNREAD_BYTES = 256 * 1024 * 1024
+"""This much may wait in memory for clients to read it, of all connections together."""
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
@@ -122,6 +125,8 @@ class Connection(HttpToolsProtocol):
         self._arriving_since: float | None = None
         self._unread_since: float | None = None
         self._unread_bytes = 0  # in the write buffer at that time
+        self.paused_at: float | None = None
+        """Since when an answer waits for the client to read it."""
         self._in_head = False
         self._headers = 0
         self._progress = 0  # grows with each head and each piece of a body
@@ -289,12 +294,13 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Called by the transport when the client reads too slowly."""
-        self._unread_since, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
+        self.paused_at = self._unread_since = self.loop.time()
+        self._unread_bytes = self.transport.get_write_buffer_size()
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Called by the transport when the client has read on."""
-        self._unread_since = None
+        self.paused_at = self._unread_since = None
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
@@ -315,18 +321,32 @@ class Connection(HttpToolsProtocol):
             if self._unread_bytes - left >= _READ_BYTES:
                 self._unread_since, self._unread_bytes = now, left
             if now - self._unread_since > longest:
-                self._metrics.rejected["unread"] += 1
-                self.transport.abort()
+                self.drop_unread()
         elif self.transport.is_closing():  # a few bytes that the client does not read keep it from closing
             self._closing_since = self._closing_since or now
             if now - self._closing_since > longest:
-                self._metrics.rejected["unread"] += 1
-                self.transport.abort()
+                self.drop_unread()
         elif self._arriving_since is not None and not self.pipeline and now - self._arriving_since > longest:
             sentence = f"the request did not arrive within {longest:g} seconds (setting request_seconds)"
             self._refuse(408, sentence, "slow")
         elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
             self.transport.close()
+
+    @staticmethod
+    def make_room(connections: Iterable["Connection"]) -> None:
+        """Drop those whose clients have not read for longest, where more than UNREAD_BYTES wait for clients."""
+        unread = [one for one in connections if one.paused_at is not None]
+        excess = sum(one.transport.get_write_buffer_size() for one in unread) - UNREAD_BYTES
+        for one in sorted(unread, key=lambda one: one.paused_at or 0.0):
+            if excess <= 0:
+                return
+            excess -= one.transport.get_write_buffer_size()
+            one.drop_unread()
+
+    def drop_unread(self) -> None:
+        """Close the connection now, with what its client has not read."""
+        self._metrics.rejected["unread"] += 1
+        self.transport.abort()
 
     def _feed(self, data: bytes) -> None:
         """Give the parser what came.

@@ -77,9 +77,10 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
         if counter % _CHECK_TICKS == 0:
             now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Connection):
-                    connection.check(now)
+            connections = [one for one in self.server_state.connections if isinstance(one, Connection)]
+            for connection in connections:
+                connection.check(now)
+            Connection.make_room(connections)
         return await super().on_tick(counter)
 
 

@@ -126,8 +126,7 @@ class Predictions:
                 end(work.end(result))
                 return
             if route.protocol.writing_takes_long(asked):
-                loop = asyncio.get_running_loop()
-                loop.run_in_executor(None, work.write, model, asked, result).add_done_callback(written)
+                self._keep(self._in_thread(work, work.write, model, asked, result), written)
                 return
             try:
                 content: Content | Exception = work.write(model, asked, result)
@@ -135,9 +134,8 @@ class Predictions:
                 content = error
             end(work.end(content))
 
-        def written(future: asyncio.Future[Content]) -> None:
-            error = future.exception()
-            end(work.end(error if isinstance(error, Exception) else future.result()))
+        def written(result: Content | Exception) -> None:
+            end(work.end(result))
 
         try:
             model = work.find_model(route.names)
@@ -167,6 +165,12 @@ class Predictions:
                 await gone.wait()
             return message or {"type": "http.disconnect"}
 
+        self._keep(self.answer(route, scope, receive), end)
+        return gone.set
+
+    def _keep(self, answer: Coroutine[Any, Any, Content], end: Callable[[Content | Exception], None]) -> None:
+        """Let `end` have what `answer` gives or raises."""
+
         def answered(task: asyncio.Task[Content]) -> None:
             self._aside.discard(task)
             if task.cancelled():  # the process ends
@@ -174,10 +178,9 @@ class Predictions:
             error = task.exception()
             end(error if isinstance(error, Exception) else task.result())
 
-        task = asyncio.create_task(self.answer(route, scope, receive))
+        task = asyncio.create_task(answer)
         self._aside.add(task)
         task.add_done_callback(answered)
-        return gone.set
 
 
 class _Work:

@@ -13,8 +13,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.connections import LEFTOVER_BYTES, MOST_WAITING, Connection, ConnectionLimits
+from service.connections import LEFTOVER_BYTES, MOST_WAITING, UNREAD_BYTES, Connection, ConnectionLimits
 from service.metrics import ServiceMetrics
+from service.server import DrainingServer
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
 
@@ -222,6 +223,32 @@ def test_a_few_bytes_that_nobody_reads_do_not_keep_a_connection():
     for now, aborted in ((100.0, 0), (100.9, 0), (101.1, 1)):
         connection.check(now)
         assert connection.transport.abort.call_count == metrics.rejected["unread"] == aborted
+
+
+def test_answers_that_nobody_reads_have_room_together():
+    def unread(size, paused_at):
+        transport = Mock()
+        transport.get_write_buffer_size.return_value = size
+        return Mock(transport=transport, paused_at=paused_at)
+
+    half = UNREAD_BYTES // 2
+    newest, oldest, reads, small = unread(half, 3.0), unread(half, 1.0), unread(10 * half, None), unread(1, 2.0)
+    Connection.make_room([newest, oldest, reads])
+    assert not oldest.drop_unread.called, "both have room"
+    Connection.make_room([newest, oldest, reads, small])
+    assert [one.drop_unread.called for one in (newest, oldest, reads, small)] == [False, True, False, False]
+
+
+@pytest.mark.anyio
+async def test_the_server_makes_room_for_answers(monkeypatch):
+    server = DrainingServer(uvicorn.Config(Mock(), log_config=None), Mock())
+    connection, told = Mock(spec=Connection), []
+    server.server_state.connections = {connection, Mock()}
+    monkeypatch.setattr(Connection, "make_room", told.append)
+    for tick in range(1, 6):
+        assert not await server.on_tick(tick)
+    assert told == [[connection]]
+    connection.check.assert_called_once()
 
 
 @pytest.mark.parametrize("more", [(), (b"Connection: close",)], ids=["kept", "closing"])
