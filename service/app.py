@@ -128,7 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServiceState = app.state.service
     await state.repository.rescan()
     default = state.settings.default_model
-    if default is not None and default not in state.repository.entries:
+    if default is not None and default not in state.repository.entries and not state.draining:
         logger.warning("the repository has no model %r, which the setting default_model names", default)
     gc.collect()
     gc.freeze()  # what lives as long as the service is not searched for garbage again and again

@@ -104,20 +104,23 @@ class Repository:
         """Names of folders that this process may not read: what is served of them stays."""
         self._waiting_for: str | None = None
         self._was_ready = False
+        self._served_once: set[str] = set()
         self._watch_problem: str | None = None
         self._identity: Identity | None = None
         """Of the folder that was read last."""
         self._outage: str | None = None
 
     def waiting_for(self) -> str | None:
-        """What keeps the service from being ready, or None where every model can answer."""
+        """What keeps the service from being ready, or None where nothing does (docs/decisions/016)."""
         if not self.entries:
             what = "has no model yet" if self.path.is_dir() else "does not exist yet"
             if self._outage is not None:
                 what = f"cannot be read ({self._outage})"
             return f"the model repository {self.path} {what}; waiting for <name>/<version>/{MODEL_FILE}"
-        missing = [(name, entry) for name, entry in sorted(self.entries.items()) if entry.awaited and entry.default is None]
-        reasons = [_not_ready(name, entry) for name, entry in missing if not entry.unloaded_by_hand]
+        missing = [(name, entry) for name, entry in sorted(self.entries.items()) if entry.default is None]
+        nothing_serves = len(missing) == len(self.entries)
+        awaited = [(name, entry) for name, entry in missing if entry.awaited or nothing_serves]
+        reasons = [_not_ready(name, entry) for name, entry in awaited if not entry.unloaded_by_hand]
         return "; ".join(reasons) or None
 
     def model(self, name: str, *, version: str | None = None, label: str | None = None) -> ServedModel:
@@ -178,17 +181,17 @@ class Repository:
         """
         if not MODEL_NAME.fullmatch(name):
             raise NotFoundError(f"{name[:100]!r} is no name of a model")
+        mark = self.path / name / UNLOADED_FILE
         try:
-            (self.path / name / UNLOADED_FILE).unlink(missing_ok=True)
-        except NotADirectoryError:  # which the scan passes over
-            pass
+            if os.path.lexists(mark):  # a read-only folder refuses to remove even what is not there
+                mark.unlink(missing_ok=True)
         except OSError as error:
             raise UnavailableError(
                 f"the repository cannot be written, so {name!r} stays as it is ({error.strerror})"
             ) from error
         with contextlib.suppress(OSError):  # a read-only folder tells no other process
             os.utime(self.path / name)
-        self.entries.get(name, Entry()).touched = 0
+        self.entries.get(name, Entry()).touched = -1  # as no folder was
         await self._rescanned(name)
         if self.entry(name).default is None:
             raise UnavailableError(_not_ready(name, self.entries[name]))
@@ -305,7 +308,7 @@ class Repository:
 
     async def _update(self, name: str, found: Found) -> None:
         """Bring one model in step with its folder."""
-        entry = self.entries.get(name) or Entry(awaited=not self._was_ready)
+        entry = self.entries.get(name) or Entry(awaited=not self._was_ready or name in self._served_once)
         if found.touched != entry.touched:
             entry.touched = found.touched
             for version in entry.failures:
@@ -314,12 +317,32 @@ class Repository:
             logger.error("labels of %s stay as they were: %s", name, found.labels_problem)
         entry.labels_problem = found.labels_problem
         labels = entry.labels if found.labels_problem else found.labels
-        newest_first = sorted(found.versions, reverse=True)
-        kept = set[int]()
-        refused = []
+        kept, refused = await self._load_versions(name, found, entry, labels)
+        if self._stopping():
+            return
+        # Only now: there is no moment in which a request finds neither the old nor the new.
+        entry.labels = labels
+        entry.unloaded = frozenset(found.versions.keys() - kept)
+        entry.unloaded_by_hand = found.unloaded
+        if entry.default is not None:
+            self._served_once.add(name)
+            entry.awaited = True
+        self.entries[name] = entry
+        serving = f"version {entry.default.version} serves" if entry.default else "nothing serves this model"
+        for version in refused:
+            logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
+        for version in (entry.signatures.keys() | entry.failures.keys()) - kept:  # `load` forgets signatures of what failed
+            entry.signatures.pop(version, None)
+            entry.failures.pop(version, None)
+            if entry.served.pop(version, None):
+                logger.info("model %s version %d is no longer served", name, version)
+
+    async def _load_versions(self, name: str, found: Found, entry: Entry, labels: dict[str, int]) -> tuple[set[int], list[int]]:
+        """Take in the newest versions and those with a label: all that are kept, and those whose files are refused now."""
+        kept, refused = set[int](), []
         good = 0  # a refused version takes no good one's place
-        for version in newest_first:
-            if found.unloaded:
+        for version in sorted(found.versions, reverse=True):
+            if found.unloaded or self._stopping():
                 break
             if good >= self._loaded_versions and version not in labels.values():
                 continue
@@ -331,20 +354,7 @@ class Repository:
                     refused.append(version)
             kept.add(version)
             good += version in entry.served
-        # Only now: there is no moment in which a request finds neither the old nor the new.
-        entry.labels = labels
-        entry.unloaded = frozenset(found.versions.keys() - kept)
-        entry.unloaded_by_hand = found.unloaded
-        entry.awaited = entry.awaited or entry.default is not None
-        self.entries[name] = entry
-        serving = f"version {entry.default.version} serves" if entry.default else "nothing serves this model"
-        for version in refused:
-            logger.error("model %s version %d is refused: %s (%s)", name, version, entry.failures[version], serving)
-        for version in (entry.signatures.keys() | entry.failures.keys()) - kept:  # `load` forgets signatures of what failed
-            entry.signatures.pop(version, None)
-            entry.failures.pop(version, None)
-            if entry.served.pop(version, None):
-                logger.info("model %s version %d is no longer served", name, version)
+        return kept, refused
 
     async def _take_in(self, name: str, version: int, entry: Entry) -> None:
         path = self.path / name / str(version) / MODEL_FILE

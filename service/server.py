@@ -56,6 +56,8 @@ class DrainingServer(uvicorn.Server):
                 self._drained_at = time.monotonic() + drain
             return
         self._state.draining = True
+        if not self.started:
+            self._end_soon()
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # uvicorn would raise it again at the end, and the status would not be 0
 
@@ -67,6 +69,9 @@ class DrainingServer(uvicorn.Server):
                     same.listen(0)  # no more than one can queue up from here on
         await asyncio.sleep(_LAST_ACCEPT_SECONDS)
         await super().shutdown(sockets)
+        self._end_soon()
+
+    def _end_soon(self) -> None:
         last = threading.Timer(_LAST_THREAD_SECONDS, os._exit, [0])
         last.daemon = True
         last.start()

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -540,6 +541,30 @@ async def test_load_tries_again_what_failed_in_every_process(repository):
     assert own.model("m").version == other.model("m").version == 1
 
 
+async def test_load_tries_again_in_a_folder_that_cannot_be_written(repository, monkeypatch):
+    trouble = True
+
+    def loading(path, name, version):
+        if trouble:
+            raise DeviceError("out of memory")
+        return load(path, name, version)
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    os.utime(repository / "m", ns=(0, 0))
+    models = Repository(repository, loading, loaded_versions=10, rescan_seconds=10)
+    await models.rescan()
+    trouble = False
+    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(os, "utime", read_only)
+    await models.load("m")
+    assert models.model("m").version == 1
+    (repository / "m" / "unloaded").touch()
+    with pytest.raises(UnavailableError, match="the repository cannot be written, so 'm' stays as it is"):
+        await models.load("m")
+
+
 async def test_a_new_model_that_cannot_be_served_does_not_make_a_ready_service_unready(repository):
     models = await scanned(repository)
     bad = repository / "new" / "1" / "model.onnx"
@@ -556,12 +581,13 @@ async def test_a_new_model_that_cannot_be_served_does_not_make_a_ready_service_u
 
 async def test_nothing_more_is_loaded_once_the_service_ends(repository):
     write_formula_model(repository / "n" / "1" / "model.onnx")
+    write_version(repository, 2)
     loaded = []
 
     def loading(path, name, version):
-        loaded.append(name)
+        loaded.append(f"{name} {version}")
         return load(path, name, version)
 
     models = Repository(repository, loading, loaded_versions=10, rescan_seconds=10, stopping=lambda: bool(loaded))
     await models.rescan()
-    assert loaded == ["m"]
+    assert loaded == ["m 2"]

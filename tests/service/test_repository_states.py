@@ -152,6 +152,7 @@ class RepositoryStates(RuleBasedStateMachine):
         self.reloads = Counter[str]()
         self.forbidden = 0
         self.was_ready = False
+        self.served_once = set()
         self.scan()
 
     @rule(name=names, content=contents, scan=st.booleans())
@@ -314,17 +315,21 @@ class RepositoryStates(RuleBasedStateMachine):
         self.followed = True
         for name, folder in self.disk.items():
             if folder.files:
-                expected = self.expected.setdefault(name, Expected(awaited=not self.was_ready))
+                awaited = not self.was_ready or name in self.served_once
+                expected = self.expected.setdefault(name, Expected(awaited=awaited))
                 touched = (self.path / name).stat().st_mtime_ns
                 self.reloads += expected.scan(folder, loaded_versions=self.loaded_versions, touched=touched)
             else:
                 self.expected.pop(name, None)
         self.seen_labels_problem = {name: folder.labels is None for name, folder in self.disk.items()}
+        self.served_once |= {name for name, expected in self.expected.items() if expected.served}
         self.was_ready = self.was_ready or not self._waiting()
 
     def _waiting(self):
-        """Whether the service is not ready: a new model that never served does not count once it was."""
-        return not self.expected or any(one.awaited and not one.served and not one.unloaded for one in self.expected.values())
+        """Whether the service is not ready: once it was, a new model that never served counts only where no other serves."""
+        every = self.expected.values()
+        nothing = not any(one.served for one in every)
+        return not every or any((one.awaited or nothing) and not one.served and not one.unloaded for one in every)
 
     def _still_there(self, name):
         """Whether nothing was done to a model that may take it away: deleting versions of it."""

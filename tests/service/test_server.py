@@ -267,6 +267,20 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(start, repository
     assert not any("at most" in line for line in process.log)
 
 
+def test_a_volume_that_does_not_answer_at_start_does_not_keep_the_service_from_ending(repository):
+    slow = "import pathlib, time; pathlib.Path.read_bytes = lambda path: time.sleep(60); "
+    flags = ["--repository", os.fspath(repository), "--port", "0", "--default-model", "m"]
+    command = [sys.executable, "-c", slow + _BEFORE, *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "Waiting for application startup" in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+        assert process.stderr.read() == ""
+
+
 def test_a_volume_that_does_not_answer_does_not_keep_the_service_from_ending(start, tmp_path):
     write_formula_model(tmp_path / "model.onnx")
     repository = tmp_path / "repository"

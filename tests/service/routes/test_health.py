@@ -1,3 +1,5 @@
+import shutil
+
 import httpx
 import pytest
 
@@ -38,6 +40,35 @@ async def test_one_model_that_cannot_answer_makes_the_service_not_ready(reposito
     assert (good.status_code, good.json()) == (200, {"name": "m", "ready": True})
     assert (bad.status_code, bad.json()["ready"]) == (503, False)
     assert (none.status_code, none.json()) == (404, {"error": "there is no model 'x'; there is m, n"})
+
+
+async def test_a_model_that_has_served_is_waited_for_wherever_it_went(repository):
+    good, bad = repository / "m" / "1" / "model.onnx", repository / "n" / "1" / "model.onnx"
+    async with running(repository) as service:
+
+        async def ready():
+            await service.state.repository.rescan()
+            return (await service.http.get("/v2/health/ready")).status_code
+
+        write_formula_model(bad)
+        assert await ready() == 200, "n came later, and serves"
+        bad.parent.rename(repository / "n" / "gone")
+        assert await ready() == 200, "a model that was removed is not waited for"
+        bad.parent.mkdir()
+        bad.touch()
+        assert await ready() == 503, "it is back, and broken"
+        shutil.rmtree(bad.parent)
+        assert await ready() == 200
+        shutil.rmtree(repository / "m")
+        assert await ready() == 503
+        for version in (1, 2):
+            new = repository / "new" / str(version) / "model.onnx"
+            new.parent.mkdir(parents=True)
+            new.touch()
+        assert await ready() == 503, "a new one that is broken, and nothing else to ask"
+        good.parent.mkdir(parents=True)
+        write_formula_model(good)
+        assert await ready() == 200, "the new one is not waited for"
 
 
 async def test_a_broken_model_is_told_to_prometheus_as_long_as_it_is_broken(repository):
