@@ -21,7 +21,7 @@ async def live() -> Response:
 @router.get("/ping", summary="Is the server ready? (SageMaker)")
 @router.get("/v2/health/ready", summary="Is the server ready?")
 async def ready(request: Request) -> Response:
-    """200 when every model can answer and the server is not shutting down; otherwise 503 and what is waited for."""
+    """200 when the models can answer and the server is not shutting down; otherwise 503 and what is waited for."""
     reason = state_of(request).not_ready()
     if reason is None:
         return json_answer({"ready": True, "live": True})
