@@ -110,6 +110,25 @@ def interval_factors(
     return _at_ranks(residuals, [low for low, _ in ranks]), _at_ranks(residuals, [high for _, high in ranks])
 
 
+def rounded_outwards(factors: Values, side: int) -> Values:
+    """Factors moved up (side 1) or down (-1) by what float32 may round them by; `outward_slack` tells why."""
+    size = np.abs(np.where(np.isfinite(factors), factors, 0.0))
+    moved: Values = factors + side * 2.0**-23 * (1 + size)
+    return moved
+
+
+def outward_slack(location: Values, target_scale: Sequence[float] | None, *, float64: bool) -> Values:
+    """How far [n, targets] an end at `location` [n, targets] is moved outwards, beside `rounded_outwards`.
+
+    Of a count or a price many values are the same, and an end is often one of them: rounded inwards it would leave all of these
+    rows out. Ends are rounded when they are written, to float64 or not. The network's arithmetic is float32, in units of each
+    target's std (`target_scale` [targets]; None: exact), and differs in its last digits with the number of rows of a run.
+    """
+    of_network = 0.0 if target_scale is None else 2.0**-21 * np.asarray(target_scale)
+    slack: Values = (2.0**-50 if float64 else 2.0**-23) * np.abs(location) + of_network
+    return slack
+
+
 def quantile_factors(residuals: Values, probabilities: Sequence[float] | Values) -> Values:
     """The quantiles of the conformal predictive distribution at `probabilities` [p], as factors: [targets, p].
 
@@ -291,15 +310,18 @@ def group_numbers(values: Values, codes: Sequence[float]) -> NDArray[np.int64]:
 def residual_nodes(residuals: Values, *, most: int = 1000) -> tuple[Values, Values]:
     """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
 
-    residuals: [targets, rows], ascending. Up to `most` rows these are themselves; beyond, means of neighbours, so that the mean
-    stays exact and the tails keep their weight. What is more than twice as far out as the farthest of so many normal residuals
-    counts as that: mapped back by exp, one value with its decimal point in the wrong place would outweigh all the others.
+    residuals: [targets, rows], ascending. Up to `most` rows these are themselves; beyond, the outermost fifth of `most` on
+    either side, where averages of exponentials come from, and means of neighbours in between, so that the mean stays exact.
+    What is more than twice as far out as the farthest of so many normal residuals counts as that: mapped back by exp, one value
+    with its decimal point in the wrong place would outweigh all the others.
     """
     farthest = 2 * special.ndtri(1 - 1 / (4 * residuals.shape[1]))
     residuals = residuals.clip(-farthest, farthest)
-    parts = np.array_split(np.arange(residuals.shape[1]), min(most, residuals.shape[1]))
-    starts, sizes = [part[0] for part in parts], np.array([len(part) for part in parts])
-    return np.add.reduceat(residuals, starts, axis=1) / sizes, sizes / sizes.sum()
+    rows = residuals.shape[1]
+    tail = most // 5 if rows > most else 0
+    middle = [len(part) for part in np.array_split(np.arange(rows - 2 * tail), min(most, rows) - 2 * tail)]
+    sizes = np.array([*[1] * tail, *middle, *[1] * tail])
+    return np.add.reduceat(residuals, np.cumsum(sizes) - sizes, axis=1) / sizes, sizes / rows
 
 
 def family_residuals(quantile: Callable[[Values], Values], *, rows: int = UNCALIBRATED_ROWS) -> Values:

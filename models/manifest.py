@@ -76,6 +76,8 @@ class Network(_Part):
     minimum_std: float
     maximum_std: float
     """Floor and cap of a member's std, as multiples of the (transformed) target's std over the training rows."""
+    target_scale: list[float] | None = None
+    """That std by target: the unit of the network's float32 arithmetic. None in files that do not tell it."""
 
 
 class ResidualGroup(_Part):

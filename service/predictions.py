@@ -16,8 +16,10 @@ from models.conformal import (
     IntervalKind,
     group_numbers,
     largest_coverage,
+    outward_slack,
     probability_up_to,
     quantile_factors,
+    rounded_outwards,
     sample_factors,
     supported_probabilities,
     supports,
@@ -87,6 +89,8 @@ class CalibratedTargets:
     residuals: tuple[Values, ...]
     """By group, each [targets, rows]; the first is of all rows."""
     residual_rows: tuple[int, ...]
+    scale: tuple[float, ...] | None
+    """The unit of the network's arithmetic; None where the file does not tell it."""
     group_column: str | None
     group_feature: int | None
     group_codes: tuple[float, ...]
@@ -104,6 +108,7 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
         interval=calibration.interval,
         residuals=residuals,
         residual_rows=tuple(array.shape[1] for array in residuals),
+        scale=None if manifest.network.target_scale is None else tuple(manifest.network.target_scale),
         group_column=column,
         group_feature=None if column is None else manifest.feature_names.index(column),
         group_codes=tuple(float(group.code) for group in calibration.groups[1:] if group.code is not None),
@@ -143,11 +148,12 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
         present, places = np.unique(groups, return_inverse=True)
         factors = [quantile_factors(targets.residuals[group], question.quantiles) for group in present]
         shape = (len(targets.names), len(question.quantiles))
-        by_row = np.reshape(factors, (-1, *shape))[places]
-        extra["quantiles"] = _raw(location, scale, by_row, targets).astype(kind)
+        by_row = rounded_outwards(np.reshape(factors, (-1, *shape)), 1)[places]  # P(Y <= quantile) is p at least
+        slack = outward_slack(location, targets.scale, float64=kind == np.float64)
+        extra["quantiles"] = _raw(location + slack, scale, by_row, targets).astype(kind)
     if question.thresholds:
         standardised = _standardised(np.array(question.thresholds), location, scale, targets)
-        rounding = _rounding(location, scale, kind)
+        rounding = _rounding(location, scale, targets.scale, kind)
         inside = _by_group(groups, targets, probability_up_to, standardised, rounding)
         extra["cdf"] = np.where(np.isinf(standardised), standardised > 0, inside)  # certain beyond the target's domain
     if question.samples:
@@ -238,14 +244,11 @@ def _raw(location: Values, scale: Values, factors: Values, targets: CalibratedTa
     return np.stack([t.inverse(transformed[:, i]) for i, t in enumerate(targets.transforms)], axis=1)
 
 
-def _rounding(location: Values, scale: Values, kind: np.dtype[np.floating]) -> Values:
-    """[n, targets]: what thresholds may be off by once standardised.
-
-    The network's arithmetic is float32, and differs in the last digits with the rows of a run; a location loses more where the
-    graph's outputs, of this kind, are float32 too.
-    """
+def _rounding(location: Values, scale: Values, target_scale: Sequence[float] | None, kind: np.dtype[np.floating]) -> Values:
+    """[n, targets]: what thresholds may be off by once standardised: more than ends are moved outwards by (`outward_slack`)."""
     of_location = 2.0**-20 if kind == np.float32 else 2.0**-43
-    rounding: Values = 2.0**-20 + of_location * np.abs(location) / scale
+    of_network = 0.0 if target_scale is None else 2.0**-20 * np.asarray(target_scale)
+    rounding: Values = 2.0**-20 + (of_location * np.abs(location) + of_network) / scale
     return rounding
 
 

@@ -259,7 +259,12 @@ def recalibrate(
         raise OptionError(f"the model is calibrated by {column}, and no row has a value of {column} that it knows")
     require_coverage(old.default_coverage, rows=calibration.rows, interval=calibration.interval)
     whole = calibrated_graph(
-        network, columns=old.columns, targets=old.targets, calibration=calibration, float64=outputs_float64(graph)
+        network,
+        columns=old.columns,
+        targets=old.targets,
+        calibration=calibration,
+        float64=outputs_float64(graph),
+        target_scale=old.network.target_scale,
     ).SerializeToString()
     update = {
         "network": old.network.model_copy(update={"family": family, "degrees_of_freedom": freedom}),

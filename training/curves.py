@@ -11,7 +11,6 @@ from models.artifact import Run
 from models.manifest import Column, Manifest
 from training.calibrate import transformed
 from training.evaluate import Predictions
-from training.graph import location_rounding, score_rounding
 
 Values = NDArray[np.float64]
 
@@ -59,12 +58,13 @@ def covered(predictions: Predictions, manifest: Manifest, *, target: int) -> tup
     rows = min(residuals.shape[1] for _, residuals in predictions.sources)
     nominal = np.array([c for c in np.arange(1, 100) / 100 if conformal.supports(c, rows=rows, interval=interval)])
     y = ((transformed(predictions.y, manifest.targets) - predictions.location) / predictions.scale)[:, target, None]
-    near = location_rounding(float64=True) * np.abs(predictions.location / predictions.scale)[:, target, None]
+    slack = conformal.outward_slack(predictions.location, manifest.network.target_scale, float64=True)
+    near = (slack / predictions.scale)[:, target, None]
     inside = np.empty((len(y), len(nominal)), dtype=np.bool_)
     for rows, residuals in predictions.sources:
         lower, upper = conformal.interval_factors(residuals, nominal, interval=interval)
-        slack = near[rows] + score_rounding(residuals)
-        inside[rows] = (lower[target] - slack <= y[rows]) & (y[rows] <= upper[target] + slack)
+        lower, upper = conformal.rounded_outwards(lower[target], -1), conformal.rounded_outwards(upper[target], 1)
+        inside[rows] = (lower - near[rows] <= y[rows]) & (y[rows] <= upper + near[rows])
     return nominal, inside
 
 

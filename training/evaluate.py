@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models import conformal, metrics
 from models.artifact import Run
@@ -12,7 +13,6 @@ from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manife
 from models.transforms import TRANSFORMS
 from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
 from training.errors import FitError
-from training.graph import location_rounding, score_rounding
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 ROW: dict[EvaluationSource, str] = {"test": "test row", "out_of_fold": "out-of-fold row", "calibration": "calibration row"}
@@ -47,6 +47,15 @@ class Predictions:
     upper: Values
     pit: Values
     sources: list[tuple[Rows, Values]]
+    interval: conformal.IntervalKind
+
+    def bounded(self, coverage: float, target: int) -> NDArray[np.bool_]:
+        """Whether each row has a finite interval: without one, a logit target has all of its domain, 0 to 1."""
+        index = self.coverages.index(coverage)
+        bounded = np.isfinite(self.lower[:, target, index]) & np.isfinite(self.upper[:, target, index])
+        for rows, residuals in self.sources:
+            bounded[rows] &= conformal.supports(coverage, rows=residuals.shape[1], interval=self.interval)
+        return bounded
 
 
 def supported_coverages(rows: int, manifest: Manifest) -> list[float]:
@@ -66,6 +75,7 @@ def predicted(run: Run, x: Values, y: Values, manifest: Manifest) -> Predictions
         coverages=coverages,
         pit=_pit((transformed(y, manifest.targets) - answers["location"]) / answers["scale"], sources),
         sources=sources,
+        interval=manifest.calibration.interval,
         **{name: answers[name] for name in ("mean", "std", "location", "scale", "lower", "upper")},
     )
 
@@ -208,10 +218,9 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network, 
     intervals = []
     for index, coverage in enumerate(predictions.coverages):
         lower, upper = predictions.lower[:, t, index], predictions.upper[:, t, index]
-        finite = np.isfinite(lower) & np.isfinite(upper)
+        finite = predictions.bounded(coverage, t)
         if coverage in beside.coverages:
-            other = beside.coverages.index(coverage)
-            finite &= np.isfinite(beside.lower[:, t, other]) & np.isfinite(beside.upper[:, t, other])
+            finite &= beside.bounded(coverage, t)
         if finite.any():  # a row of a group too small for this coverage has no interval to score
             lower, upper = lower[finite], upper[finite]
             intervals.append(
@@ -262,15 +271,13 @@ def _answers(moments: Moments, x: Values, y: Values, manifest: Manifest, *, cove
     location, scale = moments[0], moments[1] * np.array(manifest.calibration.scale_factor)
     mean, std = _raw_moments(location, scale, manifest.residuals(), targets)
     sources = _sources(x, manifest)
-    most = max(score_rounding(manifest.residuals(group)) for group in range(len(manifest.calibration.groups)))
-    slack = location_rounding(float64=True) * np.abs(location)[:, :, None] + most * scale[:, :, None]
+    slack = conformal.outward_slack(location, manifest.network.target_scale, float64=True)[:, :, None]
     lower, upper = (np.empty((*location.shape, len(coverages))) for _ in range(2))
     for rows, residuals in sources:
         factors = conformal.interval_factors(residuals, coverages, interval=manifest.calibration.interval)
-        lower[rows], upper[rows] = (
-            _raw_units(location[rows, :, None] + scale[rows, :, None] * factor + side * slack[rows], targets)
-            for factor, side in zip(factors, (-1, 1), strict=True)
-        )
+        for ends, exact, side in ((lower, factors[0], -1), (upper, factors[1], 1)):
+            reach = scale[rows, :, None] * conformal.rounded_outwards(exact, side) + side * slack[rows]
+            ends[rows] = _raw_units(location[rows, :, None] + reach, targets)
     return Predictions(
         y=y,
         mean=mean,
@@ -282,6 +289,7 @@ def _answers(moments: Moments, x: Values, y: Values, manifest: Manifest, *, cove
         upper=upper,
         pit=_pit((transformed(y, targets) - location) / scale, sources),
         sources=sources,
+        interval=manifest.calibration.interval,
     )
 
 
@@ -298,10 +306,10 @@ def _joined(parts: list[Rows], answers: list[Predictions]) -> Predictions:
     arrays = {
         field.name: np.concatenate([getattr(one, field.name) for one in answers])[order]
         for field in fields(Predictions)
-        if field.name not in ("coverages", "sources")
+        if field.name not in ("coverages", "sources", "interval")
     }
     sources = [(part[rows], residuals) for part, one in zip(parts, answers, strict=True) for rows, residuals in one.sources]
-    return Predictions(**arrays, coverages=answers[0].coverages, sources=sources)
+    return Predictions(**arrays, coverages=answers[0].coverages, sources=sources, interval=answers[0].interval)
 
 
 def _sources(x: Values, manifest: Manifest) -> list[tuple[Rows, Values]]:

@@ -6,6 +6,8 @@ scale factor, the inverse transform, the conformal interval - is this module's, 
 without torch.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import onnx.compose
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.artifact import OUTPUTS
-from models.conformal import residual_nodes
+from models.conformal import outward_slack, residual_nodes, rounded_outwards
 from models.manifest import Calibration, Column, Target
 
 OPSET = 18
@@ -36,11 +38,13 @@ def calibrated_graph(
     targets: list[Target],
     calibration: Calibration,
     float64: bool,
+    target_scale: Sequence[float] | None = None,
 ) -> onnx.ModelProto:
     """The whole model: the network part with mixture, scale factor, transforms and intervals attached.
 
     network: as `network_part` returns it. float64: whether the outputs need float64 (a target whose offset is large
-    against its spread); the arithmetic is float64 in either case.
+    against its spread); the arithmetic is float64 in either case. target_scale: the unit of the network's arithmetic by target,
+    None for an exact one (`models.conformal.outward_slack`).
     """
     plain = all(target.transform == "identity" for target in targets)
     column = calibration.group_column
@@ -55,6 +59,9 @@ def calibrated_graph(
             *(f"{name} = Cast<to={TensorProto.DOUBLE if float64 else TensorProto.FLOAT}>({name}_64)" for name in OUTPUTS),
         ]
     )
+    constants = _constants(targets, calibration, group_feature)
+    unit_slack = outward_slack(np.array([[0.0] * len(targets), [1.0] * len(targets)]), target_scale, float64=float64)
+    constants |= {"network_rounding": unit_slack[0][:, None], "location_rounding": (unit_slack[1] - unit_slack[0])[:, None]}
     kind = "double" if float64 else "float"
     shapes = {name: "n,targets,k" if name in ("lower", "upper") else "n,targets" for name in OUTPUTS}
     shapes = {name: shape.replace("targets", str(len(targets))) for name, shape in shapes.items()}
@@ -67,10 +74,7 @@ def calibrated_graph(
     graph.CopyFrom(network.graph)
     graph.name = "errorbar"
     graph.node.extend(tail.node)
-    graph.initializer.extend(
-        numpy_helper.from_array(value, name=name)
-        for name, value in _constants(targets, calibration, group_feature, wide=float64).items()
-    )
+    graph.initializer.extend(numpy_helper.from_array(value, name=name) for name, value in constants.items())
     del graph.output[:]
     graph.output.extend(tail.output)
     inputs_by_name = {value.name: value for value in tail.input}
@@ -187,7 +191,7 @@ def _ranks(interval: str) -> list[str]:
             "product = Mul(rows_plus_one, bounded_coverage)",
             "product_less = Sub(product, rank_guard)",
             "rank = Ceil(product_less)",
-            *_gathered("rank", "group_upper"),
+            *_gathered("rank", "upper"),
         ]
     return [
         bounded,
@@ -196,23 +200,23 @@ def _ranks(interval: str) -> list[str]:
         "lower_half = Mul(lower_product, half)",
         "lower_more = Add(lower_half, rank_guard)",
         "lower_rank = Floor(lower_more)",
-        *_gathered("lower_rank", "group_lower"),
+        *_gathered("lower_rank", "lower"),
         "upper_share = Add(one, bounded_coverage)",
         "upper_product = Mul(rows_plus_one, upper_share)",
         "upper_half = Mul(upper_product, half)",
         "upper_less = Sub(upper_half, rank_guard)",
         "upper_rank = Ceil(upper_less)",
-        *_gathered("upper_rank", "group_upper"),
+        *_gathered("upper_rank", "upper"),
     ]
 
 
-def _gathered(rank: str, factor: str) -> list[str]:
+def _gathered(rank: str, side: str) -> list[str]:
     """Scores at [groups, k] ranks: [groups, targets, k]. No Shape operator: it would pin part of the graph to the CPU."""
     return [
         f"{rank}_integer = Cast<to={TensorProto.INT64}>({rank})",
         f"{rank}_index = Add({rank}_integer, group_offset)",
-        f"{rank}_scores = Gather<axis=0>(scores, {rank}_index)",
-        f"{factor} = Transpose<perm=[0, 2, 1]>({rank}_scores)",
+        f"{rank}_scores = Gather<axis=0>({side}_scores, {rank}_index)",
+        f"group_{side} = Transpose<perm=[0, 2, 1]>({rank}_scores)",
     ]
 
 
@@ -237,8 +241,7 @@ def _interval(interval: str, *, plain: bool) -> list[str]:
     lines = [
         "location_size = Abs(location_column)",
         "location_slack = Mul(location_size, location_rounding)",
-        "scale_slack = Mul(scale_column, score_rounding)",
-        "slack = Add(location_slack, scale_slack)",
+        "slack = Add(location_slack, network_rounding)",
         "exact_upper_reach = Mul(scale_column, upper_factor)",
         "upper_reach = Add(exact_upper_reach, slack)",
         f"{ends[1]} = Add(location_column, upper_reach)",
@@ -254,27 +257,24 @@ def _interval(interval: str, *, plain: bool) -> list[str]:
     return lines if plain else [*lines, *_inverse(ends[0], "lower_64"), *_inverse(ends[1], "upper_64")]
 
 
-def _constants(
-    targets: list[Target], calibration: Calibration, group_feature: int | None, *, wide: bool
-) -> dict[str, NDArray[np.generic]]:
+def _constants(targets: list[Target], calibration: Calibration, group_feature: int | None) -> dict[str, NDArray[np.generic]]:
     float64, int64 = np.float64, np.int64
     groups = [np.array(group.residuals, dtype=float64) for group in calibration.groups]
     table = score_table(groups, interval=calibration.interval)
+    flat = table.transpose(0, 2, 1).reshape(-1, len(targets))
     constants: dict[str, NDArray[np.generic]] = {
         "first_axis": np.array([0], dtype=int64),
         "last_axis": np.array([-1], dtype=int64),
         "least_coverage": np.array(LEAST_COVERAGE),
         "one": np.array(1.0),
         "rank_guard": np.array(RANK_GUARD),
-        "location_rounding": np.array(location_rounding(float64=wide)),
         "squared_factor": np.square(np.array([calibration.scale_factor], dtype=float64)),  # two axes: training/export.py
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
-        "scores": table.transpose(0, 2, 1).reshape(-1, len(targets)),
-        "score_rounding": np.array(score_rounding(table)),
+        "upper_scores": rounded_outwards(flat, 1),
         "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
     }
     if calibration.interval == "equal_tailed":
-        constants["half"] = np.array(0.5)
+        constants |= {"half": np.array(0.5), "lower_scores": rounded_outwards(flat, -1)}
     if group_feature is not None:
         codes = [group.code for group in calibration.groups[1:]]
         constants |= {
@@ -293,20 +293,6 @@ def _constants(
             "moment_nodes": nodes,
         }
     return constants
-
-
-def location_rounding(*, float64: bool) -> float:
-    """How far, as a share of the location, the ends of an interval are moved outwards; `score_rounding` tells why."""
-    return 2.0**-50 if float64 else 2.0**-23
-
-
-def score_rounding(scores: NDArray[np.float64]) -> float:
-    """How far, in scales, the ends of an interval are moved outwards, beside the `location_rounding`.
-
-    Of a count or a price many values are the same, and an end is often one of them: rounded inwards it would leave all of these
-    rows out. Ends are rounded when they are written, and the network's own arithmetic is float32.
-    """
-    return float(2.0**-23 * (1 + np.abs(scores, where=np.isfinite(scores), out=np.zeros_like(scores)).max()))
 
 
 def score_table(groups: list[NDArray[np.float64]], *, interval: str) -> NDArray[np.float64]:

@@ -107,6 +107,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         targets=table.targets,
         calibration=calibration,
         float64=needs_float64(served, table.targets),
+        target_scale=served.scale,
     ).SerializeToString()
     run = session_run(cpu_session(graph))
     draft = Manifest(
@@ -290,6 +291,7 @@ def _network(fitted: Fitted, options: FitOptions) -> Network:
         seed=options.seed,
         minimum_std=options.minimum_std,
         maximum_std=options.maximum_std,
+        target_scale=list(fitted.scale),
     )
 
 

@@ -20,6 +20,7 @@ from models.conformal import (
     largest_coverage,
     probability_up_to,
     quantile_factors,
+    residual_nodes,
     sample_factors,
     sorted_residuals,
     supported_probabilities,
@@ -483,3 +484,15 @@ def test_the_guarantee_of_cross_fitting_is_said_to_be_weaker():
 
 def test_no_calibration_means_no_guarantee():
     assert guarantee("none", interval="symmetric", rows=9999).startswith("No guarantee")
+
+
+@pytest.mark.parametrize("rows", [1001, 2000, 10_000])
+def test_few_nodes_average_exponentials_as_all_residuals_do(rows):
+    residuals = np.sort(np.random.default_rng(rows).normal(size=(2, rows)), axis=1)
+    nodes, weights = residual_nodes(residuals)
+    assert nodes.shape == (2, 1000)
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(nodes @ weights, residuals.mean(axis=1), atol=1e-12)
+    few, every = np.exp(2 * nodes), np.exp(2 * residuals)
+    for power in (1, 2):
+        np.testing.assert_allclose(few**power @ weights, (every**power).mean(axis=1), rtol=0.005)

@@ -5,6 +5,7 @@ import pytest
 
 from models.artifact import cpu_session, read_model, session_run
 from models.manifest import ResidualGroup, Target
+from models.transforms import TRANSFORMS
 from service.errors import InvalidRequestError
 from service.predictions import Question, calibrated_targets, check_finite, check_support, predict
 from tests.model_files import MIXED, write_formula_model
@@ -70,6 +71,28 @@ def test_the_probability_up_to_a_count_counts_it_where_float32_is_a_digit_off(pa
         off = {"location": np.nextafter(np.float32([[location]]), side), "scale": np.nextafter(np.float32([[scale]]), side)}
         cdf = predict(question, zeros | off, targets).cdf[0, 0]
         np.testing.assert_allclose(cdf, [0.005, 0.4, 0.77, 0.775, 0.99])  # of 99 rows, and half a row where there is none
+
+
+@pytest.mark.parametrize("target", [PLAIN, LOG])
+def test_a_quantile_that_is_a_value_of_many_rows_holds_it(path, target):
+    """Also where the network's arithmetic, in units of a wide target, is a digit off."""
+    values, scale, unit = np.repeat([0.3, 10.1, 30.7], [40, 37, 22]), 0.9, 1000.0
+    manifest = write_formula_model(path, targets=(target,))
+    location = float(TRANSFORMS[target.transform].forward(np.array([7.0]))[0])
+    residuals = ResidualGroup(residuals=[((TRANSFORMS[target.transform].forward(values) - location) / scale).tolist()])
+    update = {"calibration": manifest.calibration.model_copy(update={"groups": [residuals]})}
+    update["network"] = manifest.network.model_copy(update={"target_scale": [unit]})
+    targets = calibrated_targets(manifest.model_copy(update=update))
+    question = Question(np.zeros((1, 2)), coverage=(), quantiles=(0.4, 0.41, 0.77, 0.9), thresholds=(0.3, 10.1, 30.7))
+    kind = np.float32 if target is PLAIN else np.float64
+    for off in (-(2.0**-23) * unit, 0.0):
+        outputs = dict.fromkeys(question.outputs, np.zeros((1, 1), dtype=kind))
+        outputs |= {"location": np.array([[location + off]], dtype=kind), "scale": np.array([[scale]], dtype=kind)}
+        answer = predict(question, outputs, targets)
+        quantiles = [float(str(value)) for value in answer.quantiles[0, 0]]  # as JSON tells them
+        assert (np.array(quantiles) >= [0.3, 10.1, 10.1, 30.7]).all()
+        np.testing.assert_allclose(quantiles, [0.3, 10.1, 10.1, 30.7], rtol=0.02)
+        np.testing.assert_allclose(answer.cdf[0, 0], [0.4, 0.77, 0.99])
 
 
 def test_a_threshold_beyond_the_targets_domain_is_certain(path):

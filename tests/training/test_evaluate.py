@@ -194,6 +194,18 @@ def test_only_coverages_that_the_calibration_supports_are_scored(model, calibrat
     assert [one.coverage for one in score.intervals] == supported
 
 
+def test_a_logit_target_without_an_interval_is_not_scored_on_all_of_its_domain(model):
+    calibration_rows = some_residuals(200)
+    calibration_rows.x[:, 2] = np.where(np.arange(200) < 5, 1, 0)
+    share = [Target(name="s", minimum=0.0, maximum=1.0, transform="logit")]
+    run, manifest = model(calibration_rows, group_column="colour", targets=share)
+    x = rows(60)
+    x[:, 2] = np.arange(60) % 2
+    predictions = predicted(run, x, np.full((60, 1), 0.5), manifest)
+    assert predictions.upper[1, 0, -1] == 1.0
+    assert [one.rows for one in scores(predictions, targets=share, network=manifest.network)["s"].intervals] == [60, 60, 30, 30]
+
+
 def test_rows_of_a_group_too_small_for_a_coverage_are_left_out_of_its_score(model):
     calibration_rows = some_residuals(200)
     calibration_rows.x[:, 2] = np.where(np.arange(200) < 5, 1, 0)
@@ -455,7 +467,8 @@ def only(predictions, number):
     """The predictions of one source alone."""
     part, residuals = predictions.sources[number]
     arrays = {name: value[part] for name, value in vars(predictions).items() if isinstance(value, np.ndarray)}
-    return Predictions(**arrays, coverages=predictions.coverages, sources=[(np.arange(len(part)), residuals)])
+    rest = {"coverages": predictions.coverages, "interval": predictions.interval}
+    return Predictions(**arrays, **rest, sources=[(np.arange(len(part)), residuals)])
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from onnx import helper, numpy_helper
 from scipy import stats
 
 from models.artifact import OUTPUTS, cpu_session, session_run
-from models.conformal import conformal_rank, equal_tailed_ranks, interval_factors
+from models.conformal import conformal_rank, equal_tailed_ranks, interval_factors, rounded_outwards
 from models.manifest import Calibration, ResidualGroup, Target
 from models.transforms import TRANSFORMS
 from tests.model_files import MIXED, NUMERIC, formula_network
-from training.graph import calibrated_graph, named_network, network_part, outputs_float64, score_rounding
+from training.graph import calibrated_graph, named_network, network_part, outputs_float64
 
 intervals = pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
 X = np.array([[0.0, 0.0], [1.0, 2.0], [-4.0, 1.5], [np.nan, 3.0], [np.nan, np.nan]])
@@ -42,6 +42,7 @@ def model(
     codes=(None,),
     float64=True,
     network=None,
+    target_scale=None,
 ):
     """A calibrated formula network; `residuals` [targets, rows] of each group, `codes` the groups' codes."""
     calibration = Calibration(
@@ -61,6 +62,7 @@ def model(
         targets=list(targets),
         calibration=calibration,
         float64=float64,
+        target_scale=target_scale,
     )
 
 
@@ -160,8 +162,8 @@ def test_interval_ends_are_those_of_the_exact_ranks_for_all_coverages_of_four_de
     answer = answers(model(residuals, interval=interval), x=X[:1], coverage=coverage)
     scale = answer["scale"][0, 0]
     for side, factors in zip(("lower", "upper"), interval_factors(residuals, coverage, interval=interval), strict=True):
-        outwards = score_rounding(residuals) * (-1 if side == "lower" else 1)
-        np.testing.assert_allclose(answer[side][0, 0], scale * (factors[0] + outwards), rtol=1e-12)  # this row's location is 0
+        ends = rounded_outwards(factors[0], -1 if side == "lower" else 1)
+        np.testing.assert_allclose(answer[side][0, 0], scale * ends, rtol=1e-12)  # this row's location is 0
 
 
 def test_the_corner_coverage_of_nine_rows_is_finite_and_the_next_is_not():
@@ -469,8 +471,29 @@ def test_a_node_with_an_output_that_nothing_uses_stays_in_the_network():
 
 def test_the_residuals_stand_in_the_graph_as_a_constant():
     residuals = draws(99)
-    scores = next(tensor for tensor in model(residuals).graph.initializer if tensor.name == "scores")
-    assert numpy_helper.to_array(scores)[:, 0].tolist() == [0.0, *np.sort(np.abs(residuals[0])), math.inf]
+    scores = next(tensor for tensor in model(residuals).graph.initializer if tensor.name == "upper_scores")
+    ordered = np.array([0.0, *np.sort(np.abs(residuals[0])), math.inf])
+    assert numpy_helper.to_array(scores)[:, 0].tolist() == rounded_outwards(ordered, 1).tolist()
+
+
+@intervals
+def test_an_outlier_among_the_residuals_widens_no_interval_but_its_own(interval):
+    residuals = draws(99)
+    far = np.append(residuals[:, :-1], [[1e9]], axis=1)
+    plain, other = answers(model(residuals, interval=interval)), answers(model(far, interval=interval))
+    for side in ("lower", "upper"):
+        np.testing.assert_array_equal(other[side], plain[side])
+
+
+@intervals
+def test_ends_leave_room_for_the_arithmetic_of_a_network_in_units_of_its_target(interval):
+    exact = answers(model(interval=interval))
+    rounded = answers(model(interval=interval, target_scale=[2.0**21]))
+    np.testing.assert_allclose(exact["lower"] - rounded["lower"], 1.0, rtol=1e-9)
+    np.testing.assert_allclose(rounded["upper"] - exact["upper"], 1.0, rtol=1e-9)
+    unsupported = answers(model(draws(9), interval=interval, target_scale=[1.0]), coverage=[0.99])
+    assert (unsupported["upper"] == np.inf).all()
+    assert (unsupported["lower"] == -np.inf).all()
 
 
 def test_no_operator_of_the_calibrated_part_lives_on_the_cpu_only():
