@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MAX_CATEGORIES = 256
 TEXT_VALUES = 100
-"""Text with more different values than this, and with as many as half of its rows, is an id or free text."""
+"""Text with more different values than this, and in more than half of its rows, is an id or free text."""
 
 _LARGEST_VALUE = 1e300
 """The difference of larger ones may have no float64."""
@@ -281,7 +281,7 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
         texts = _texts(series, integer=True)
     counts = texts.drop_nulls().value_counts(name="rows").sort(["rows", name], descending=[True, False])
     filled = int(counts["rows"].sum())
-    if not named and counts.height > TEXT_VALUES and counts.height * 2 > filled:
+    if not named and counts.height > (0 if mixed else TEXT_VALUES) and counts.height * 2 > filled:
         reason = mixed or f"it reads as an id or free text{_hint(series)}"
         raise TableError(
             f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: "
@@ -310,7 +310,8 @@ def _mixed(series: pl.Series, rows: Rows) -> str:
     for what, converted in (("numbers", _numbers(series)), ("ISO dates", _instants(series))):
         if converted.count() * 2 > series.count():
             i = int((series.is_not_null() & converted.is_null()).to_numpy().argmax())
-            return f"most of its values are {what}, but data row {rows[i]} holds {series[i]!r}"
+            way_out = "write an empty cell or NA where that means missing"
+            return f"most of its values are {what}, but data row {rows[i]} holds {series[i]!r} ({way_out})"
     return ""
 
 

@@ -153,17 +153,35 @@ def test_text_of_too_many_values_is_refused_with_the_likely_reason():
         described([f"{1 + i % 28}/{1 + i % 12}/{2000 + i}" for i in range(150)])
 
 
-def test_one_word_among_few_numbers_makes_categories_and_a_note():
-    column, _, notes = described(["1", "2", "1", "many"])
-    assert column.categories == ["1", "2", "many"]
-    assert notes == ["column 'f' is taken as categories: most of its values are numbers, but data row 4 holds 'many'"]
+WAY_OUT = "(write an empty cell or NA where that means missing)"
+
+
+def test_one_word_among_numbers_that_repeat_makes_categories_and_a_note():
+    column, _, notes = described(["1", "2", "1", "4A", "2", "1"])
+    assert column.categories == ["1", "2", "4A"]
+    assert notes == [f"column 'f' is taken as categories: most of its values are numbers, but data row 4 holds '4A' {WAY_OUT}"]
+
+
+def test_one_word_among_few_numbers_that_do_not_repeat_is_refused_unless_they_are_named_categories():
+    areas = [*(f"{60 + i / 2}" for i in range(89)), "n.a."]
+    with pytest.raises(TableError) as refused:
+        described(areas)
+    assert str(refused.value) == (
+        "column 'f' is text with 90 different values in 90 rows; most of its values are numbers, but data row 90 holds 'n.a.' "
+        f"{WAY_OUT}: leave it out with --exclude f, or keep it with --categorical f"
+    )
+    with pytest.raises(TableError, match="most of its values are ISO dates, but data row 3 holds 'soon'"):
+        described(["2024-01-31", "2024-02-01", "soon"])
+    assert len(described(areas, categorical=True)[0].categories) == 90
 
 
 def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
     dates = [f"2024-01-{1 + i % 28:02}" for i in range(400)]
     column, _, notes = described([*dates, None, "31/01/2024"])
     assert column.kind == "categorical"
-    assert notes == ["column 'f' is taken as categories: most of its values are ISO dates, but data row 402 holds '31/01/2024'"]
+    assert notes == [
+        f"column 'f' is taken as categories: most of its values are ISO dates, but data row 402 holds '31/01/2024' {WAY_OUT}"
+    ]
     assert described(["2024-01-31", "2024-01-31", "today", "today"])[2] == []
     assert described(["2024-01-31", "2024-01-31", "today"], categorical=True)[2] == []
 
