@@ -38,6 +38,8 @@ _UNREAD = (
     (r"^[-+]?([$€£¥]\s?\d[\d.,']*|\d[\d.,']*\s?[%$€£¥]|\d{1,3}([,' ]\d{3}){2,})$", "write plain numbers, such as 1234.5"),
 )
 """What is text here and was meant as a number or a date, and how to write it."""
+_EXCEL_ERRORS = ("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!")
+"""What Excel writes for a formula that failed; its #N/A is a missing value."""
 
 
 def encode(
@@ -274,7 +276,10 @@ def _require_all(series: pl.Series, role: str) -> None:
 def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Rows) -> tuple[list[str], bool, list[str]]:
     """The values to keep, whether all of them are whole numbers, and notes on what was decided."""
     name, notes = series.name, []
-    mixed = _mixed(series, rows) if series.dtype == pl.String and not named else ""
+    mixed = ""
+    if series.dtype == pl.String and not named:
+        _refuse_excel_errors(series, rows)
+        mixed = _mixed(series, rows)
     texts = _texts(series)
     integer = bool(texts.drop_nulls().str.contains(r"^-?\d{1,100}(\.0+)?$").all())
     if integer:
@@ -303,6 +308,16 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
 
 def _leave_out(name: str) -> str:
     return f"leave it out with --exclude {shlex.quote(name)}"
+
+
+def _refuse_excel_errors(series: pl.Series, rows: Rows) -> None:
+    errors = series.is_in(_EXCEL_ERRORS).fill_null(False).to_numpy()
+    if errors.any():
+        i = int(errors.argmax())
+        raise TableError(
+            f"column {series.name!r} holds {series[i]!r} in data row {rows[i]}, which Excel writes where a formula failed; "
+            f"correct it, write an empty cell or NA where it means missing, or {_leave_out(series.name)}"
+        )
 
 
 def _mixed(series: pl.Series, rows: Rows) -> str:

@@ -114,7 +114,7 @@ def test_other_delimiters_can_be_named(tmp_path, delimiter, text):
 
 def test_cells_arrive_without_blanks_and_missing_words_as_null(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b'\xef\xbb\xbf a , "b"\r\n 1 ,x y\r\n ?,NA\r\nNaN,null\r\n,""\r\n')
+    path.write_bytes(b'\xef\xbb\xbf a , "b"\r\n 1 ,x y\r\n ?,NA\r\nNaN,null\r\n#N/A,""\r\n')
     (frame,) = read_batches(path)
     assert frame.to_dict(as_series=False) == {"a": ["1", None, None, None], '"b"': ["x y", None, None, None]}
 

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
@@ -173,6 +174,13 @@ def test_one_word_among_few_numbers_that_do_not_repeat_is_refused_unless_they_ar
     with pytest.raises(TableError, match="most of its values are ISO dates, but data row 3 holds 'soon'"):
         described(["2024-01-31", "2024-02-01", "soon"])
     assert len(described(areas, categorical=True)[0].categories) == 90
+
+
+@pytest.mark.parametrize("word", ["#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"])
+def test_an_error_of_excel_is_no_category(word):
+    with pytest.raises(TableError, match=re.escape(f"column 'f' holds '{word}' in data row 5, which Excel writes where")):
+        described(["1", "1", "2", None, word, "2"])
+    assert word in described(["a", "b", word], categorical=True)[0].categories
 
 
 def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
