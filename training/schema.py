@@ -33,9 +33,19 @@ _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
 )
 _UNREAD = (
+    (r"^[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$", "write 1,234 as 1234, or as 1.234 if the comma is a decimal comma"),
     (r"^[-+]?[\d.]*\d,\d+$", "write decimals with a point"),
-    (r"^(\d{1,2}[/.]\d{1,2}[/.]\d{2}(\d{2})?|\d{4}[/.]\d{1,2}[/.]\d{1,2})\b", "write dates as 2024-01-31"),
+    (
+        r"^(\d{1,2}[/.]\d{1,2}[/.]\d{2}(\d{2})?|\d{4}[/.]\d{1,2}[/.]\d{1,2}|\d{1,2}-\d{1,2}-\d{4})\b",
+        "write dates as 2024-01-31",
+    ),
+    (r"^(\d{1,2}[-. ]+\p{L}{3,9}[-., ]+\d{2,4}|\p{L}{3,9}[. ]+\d{1,2}, *\d{4})\b", "write dates as 2024-01-31"),
+    (r"^\d{4}(-?Q[1-4]|-(0[1-9]|1[0-2]))$", "write a quarter or month as its first day, 2024-01-01"),
     (r"^[-+]?([$€£¥]\s?\d[\d.,']*|\d[\d.,']*\s?[%$€£¥]|\d{1,3}([,' ]\d{3}){2,})$", "write plain numbers, such as 1234.5"),
+    (
+        r"^[-+]?((\d[\d.,]*\s+|\d+[.,]\d+)[\p{L}°]\S{0,9}|\d+(km|cm|mm|m2|m²|kg|mg))$",
+        "write the number alone; --unit names the unit",
+    ),
 )
 """What is text here and was meant as a number or a date, and how to write it."""
 _EXCEL_ERRORS = ("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!")
@@ -325,8 +335,8 @@ def _mixed(series: pl.Series, rows: Rows) -> str:
     for what, converted in (("numbers", _numbers(series)), ("ISO dates", _instants(series))):
         if converted.count() * 2 > series.count():
             i = int((series.is_not_null() & converted.is_null()).to_numpy().argmax())
-            way_out = "write an empty cell or NA where that means missing"
-            return f"most of its values are {what}, but data row {rows[i]} holds {series[i]!r} ({way_out})"
+            way_out = _hint(series.filter(converted.is_null())) or " (write an empty cell or NA where that means missing)"
+            return f"most of its values are {what}, but data row {rows[i]} holds {series[i]!r}{way_out}"
     return ""
 
 
@@ -408,10 +418,10 @@ def _floats(series: pl.Series) -> NDArray[np.float64]:
 
 
 def _hint(series: pl.Series) -> str:
-    """What most values of a text column may have meant."""
+    """What most values of a text column that are no numbers may have meant."""
     if series.dtype != pl.String:
         return ""
-    texts = series.drop_nulls()
+    texts = series.filter(_numbers(series).is_null()).drop_nulls()
     for pattern, advice in _UNREAD:
         meant = texts.filter(texts.str.contains(pattern))
         if 2 * len(meant) > len(texts):

@@ -183,13 +183,20 @@ def test_an_error_of_excel_is_no_category(word):
     assert word in described(["a", "b", word], categorical=True)[0].categories
 
 
+def test_the_way_out_of_mixed_values_is_what_the_others_may_have_meant():
+    with pytest.raises(TableError, match=r"data row 3 holds '1,250' \('1,250': write 1,234 as 1234, .*\): leave it out"):
+        described(["950", "980", "1,250"])
+
+
 def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
     dates = [f"2024-01-{1 + i % 28:02}" for i in range(400)]
     column, _, notes = described([*dates, None, "31/01/2024"])
     assert column.kind == "categorical"
-    assert notes == [
-        f"column 'f' is taken as categories: most of its values are ISO dates, but data row 402 holds '31/01/2024' {WAY_OUT}"
-    ]
+    (note,) = notes
+    assert note.startswith(
+        "column 'f' is taken as categories: most of its values are ISO dates, but data row 402 holds '31/01/"
+    )
+    assert note.endswith("('31/01/2024': write dates as 2024-01-31)")
     assert described(["2024-01-31", "2024-01-31", "today", "today"])[2] == []
     assert described(["2024-01-31", "2024-01-31", "today"], categorical=True)[2] == []
 
@@ -202,7 +209,15 @@ def test_one_other_date_among_iso_dates_makes_categories_and_a_note():
         (["2023/5/1", "2023/05/02", "soon"], "('2023/5/1': write dates as 2024-01-31)"),
         (["12%", "3.5 %"], "('12%': write plain numbers, such as 1234.5)"),
         (["$5", "-€1,200", "free"], "('$5': write plain numbers, such as 1234.5)"),
-        (["1,234,567", "-2 345 678"], "('1,234,567': write plain numbers, such as 1234.5)"),
+        (["1'234'567", "-2 345 678"], "(\"1'234'567\": write plain numbers, such as 1234.5)"),
+        (["310,588", "-1,234,567", "99"], "('310,588': write 1,234 as 1234, or as 1.234 if the comma is a decimal comma)"),
+        (["310,587.67", "12,000.5"], "('310,587.67': write 1,234 as 1234, or as 1.234 if the comma is a decimal comma)"),
+        (["0,125", "0,250"], "('0,125': write decimals with a point)"),
+        (["123.0 sqm", "1,250 m²"], "('123.0 sqm': write the number alone; --unit names the unit)"),
+        (["-1.5kg", "80kg", "21 °C"], "('-1.5kg': write the number alone; --unit names the unit)"),
+        (["19-Aug-2023", "1 May 24", "Aug 19, 2023"], "('19-Aug-2023': write dates as 2024-01-31)"),
+        (["19-08-2023", "1-9-2023"], "('19-08-2023': write dates as 2024-01-31)"),
+        (["2023Q3", "2023-Q4", "2024-01"], "('2023Q3': write a quarter or month as its first day, 2024-01-01)"),
     ],
 )
 def test_categories_that_were_meant_as_numbers_or_dates_are_noted(values, advice):
@@ -213,7 +228,18 @@ def test_categories_that_were_meant_as_numbers_or_dates_are_noted(values, advice
 
 
 @pytest.mark.parametrize(
-    "values", [["1.2.3", "1.2.4"], ["a,1", "b,2"], ["10.0.0.1", "x"], ["12%", "some", "more"], ["5-10", "10-15"]]
+    "values",
+    [
+        ["1.2.3", "1.2.4"],
+        ["a,1", "b,2"],
+        ["10.0.0.1", "x"],
+        ["12%", "some", "more"],
+        ["5-10", "10-15"],
+        ["2019-20", "2020-21"],
+        ["4A", "5B"],
+        ["1st", "2nd"],
+        ["2a 10", "12 Main Street"],
+    ],
 )
 def test_other_categories_are_not(values):
     assert described(values)[2] == []
