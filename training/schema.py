@@ -190,10 +190,12 @@ def column_values(
     Raises TableError with the data row for a value that is not of the kind, and for an infinite one.
     """
     if kind == "categorical":
-        codes = np.arange(len(categories or ()), dtype=np.float64)
-        found = _texts(series, integer=integer).replace_strict(
-            list(categories or ()), codes.tolist(), default=None, return_dtype=pl.Float64
-        )
+        codes = {category: float(code) for code, category in enumerate(categories or ())}
+        texts = _texts(series, integer=integer)
+        found = _replaced(texts, codes)
+        if integer:  # 8001 is the category 08001, unless there is one 8001 too
+            plain = _without_zeros(pl.Series(codes.keys(), dtype=pl.String))
+            found = found.fill_null(_replaced(_without_zeros(texts), dict(zip(plain, codes.values(), strict=True))))
         return _floats(found)
     _refuse_nested(series)
     convert, wanted = {
@@ -349,6 +351,15 @@ def _texts(series: pl.Series, *, integer: bool = False) -> pl.Series:
         series = series.cast(pl.Int64)
     text = series.cast(pl.String)
     return text.str.replace(r"\.0+$", "") if integer else text
+
+
+def _without_zeros(texts: pl.Series) -> pl.Series:
+    """Whole numbers as text, without leading zeros."""
+    return texts.str.replace(r"^(-?)0+(\d)", "$1$2")
+
+
+def _replaced(texts: pl.Series, numbers: Mapping[str, float]) -> pl.Series:
+    return texts.replace_strict(list(numbers), list(numbers.values()), default=None, return_dtype=pl.Float64)
 
 
 def _refuse_nested(series: pl.Series) -> None:

@@ -24,6 +24,7 @@ NOT_EXACT = 2**53
 _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """The `.0` of a whole number, which pandas writes in a column with gaps."""
+_LEADING_NOUGHTS = re.compile(r"^(-?)0+(?=[0-9])")
 _FLAGS: dict[Any, float] = {True: 1.0, False: 0.0, **FLAGS, "": math.nan}
 
 
@@ -53,8 +54,9 @@ def codes_of(column: Column) -> dict[Any, float]:
     if column.categories is None:
         return {}
     codes: dict[Any, float] = {category: float(code) for code, category in enumerate(column.categories)}
-    if column.integer:  # 3, 3.0 and "3" are one category, and 3 == 3.0 as a key
-        codes |= {int(category): float(code) for code, category in enumerate(column.categories)}
+    if column.integer:  # 3, 3.0, "3" and "03" are one category unless there are several, and 3 == 3.0 as a key
+        plain = {_LEADING_NOUGHTS.sub(r"\1", category): code for category, code in codes.items()}
+        codes = plain | codes | {int(category): code for category, code in codes.items()}
     return codes | {None: math.nan}
 
 
@@ -101,6 +103,7 @@ def _category(value: object, column: Column, codes: dict[Any, float]) -> float |
         text = value.strip()  # as in a table
         if column.integer:
             text = _NOUGHTS.sub("", text)
+            text = text if text in codes else _LEADING_NOUGHTS.sub(r"\1", text)
         return codes.get(text) if text else math.nan
     if column.integer and isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and abs(value) >= NOT_EXACT:

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from models.manifest import Column, Target
+from service.codecs.cells import codes_of, read_cell
 from service.codecs.cells import seconds_since_1970 as seconds_of_request
 from training.errors import TableError
 from training.schema import codes, describe, encode, encode_targets, infer_kind
@@ -138,6 +139,25 @@ def test_a_code_is_the_same_category_whatever_type_holds_it(dtype):
     x, unknown = encode(series.to_frame(), [column])
     np.testing.assert_array_equal(x[:, 0], [2, 0, np.nan])
     assert unknown == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        *((value, 2) for value in ("08001", "8001", "008001", "8001.0", 8001, 8001.0)),
+        *((value, 1) for value in ("7", "07", "0007", 7)),
+        ("007", 0),
+        *((value, 3) for value in ("8002", "08002", 8002)),
+        *((value, None) for value in ("-8001", "80010", "0", "x08001", 800)),
+    ],
+)
+def test_a_code_with_leading_zeros_is_the_same_category_in_a_table_and_in_a_request(value, code):
+    column, _, _ = described(["007", "7", "08001", "8002"], categorical=True)
+    assert column.categories == ["007", "7", "08001", "8002"]
+    x, unknown = encode(pl.DataFrame({"f": [value]}), [column])
+    np.testing.assert_array_equal(x, [[np.nan if code is None else code]])
+    assert unknown == ({"f": 1} if code is None else {})
+    assert read_cell(value, column, codes_of(column)) == code
 
 
 def test_text_of_too_many_values_is_refused_with_the_likely_reason():
