@@ -1,6 +1,7 @@
 """The table that a model is trained on: read, described, and refused with the reason where it cannot be one."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
     features = _features(source, options)
     targets, group, time, weight = options.target, options.group, options.time, options.weight
     others = [name for name in dict.fromkeys((group, time, weight)) if name is not None]
-    frame = _load(source, [*features, *targets, *others], as_text={*options.categorical, group or ""})
+    frame, padded = _load(source, [*features, *targets, *others], as_text={*options.categorical, group or ""})
     if frame.height == 0:
         raise TableError(f"{source.path.name} has a header but no rows")
     frame, y, rows, notes = _complete_rows(frame, forms, weight=weight, drop_missing_target=options.drop_missing_target)
@@ -89,6 +90,11 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
             continue
         columns.append(column)
         notes += remarks
+        if name in padded:
+            notes.append(
+                f"column {name!r} holds numbers with leading zeros ({padded[name]!r}); if they are codes: "
+                f"--categorical {shlex.quote(name)}"
+            )
     if wrong:
         raise TableError("\n".join(wrong))
     with source.path.open("rb") as stream:
@@ -154,18 +160,27 @@ def _features(source: Source, options: TableOptions) -> list[str]:
     return features
 
 
-def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> pl.DataFrame:
-    """The named columns of all rows. CSV columns that hold nothing but numbers come as floats, the others as text.
+def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+    """The named columns of all rows, and by column of numbers the first with a leading zero, where there is one.
 
-    Two passes over a CSV file, so that the text of its numbers, which is larger than they are, is never held.
+    Text that holds nothing but numbers comes as floats. Two passes over a CSV file, so that the text of its numbers, which is
+    larger than they are, is never held.
     """
     lazy = scan(source, names)
-    if source.parquet:
-        return collect(lazy, source)
-    numbers = {name: pl.col(name).cast(pl.Float64, strict=False) for name in names if name not in as_text}
-    equal = [(number.count() == pl.col(name).count()).alias(name) for name, number in numbers.items()]
-    numeric = collect(lazy.select(equal), source).row(0, named=True)
-    return collect(lazy.with_columns(numbers[name] for name, only_numbers in numeric.items() if only_numbers), source)
+    texts = [name for name, kind in lazy.collect_schema().items() if kind == pl.String and name not in as_text]
+    if not texts:
+        return collect(lazy, source), {}
+    numbers = {name: pl.col(name).cast(pl.Float64, strict=False) for name in texts}
+    looks = [
+        pl.struct(
+            numeric=number.count() == pl.col(name).count(),
+            padded=pl.col(name).filter(pl.col(name).str.contains(r"^0\d+$")).first(),
+        ).alias(name)
+        for name, number in numbers.items()
+    ]
+    numeric = {name: look for name, look in collect(lazy.select(looks), source).row(0, named=True).items() if look["numeric"]}
+    frame = collect(lazy.with_columns(numbers[name] for name in numeric), source)
+    return frame, {name: look["padded"] for name, look in numeric.items() if look["padded"]}
 
 
 def _complete_rows(

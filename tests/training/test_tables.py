@@ -178,6 +178,15 @@ def test_all_columns_that_cannot_be_features_are_told_at_once(tmp_path):
     assert second.endswith("leave it out with --exclude key, or keep it with --categorical key")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_numbers_with_leading_zeros_are_noted_as_possible_codes(tmp_path, name):
+    table = frame(zip=[f"{i % 90:05}" for i in range(ROWS)], share=["0.5", "0", "00.5", "-1"] * (ROWS // 4), code=["01"] * ROWS)
+    result = read(tmp_path, table, name=name, exclude=["code"])
+    assert result.notes == ["column 'zip' holds numbers with leading zeros ('00000'); if they are codes: --categorical zip"]
+    assert [column.kind for column in result.columns] == ["numeric"] * 3
+    assert read(tmp_path, table, name=name, exclude=["code"], categorical=["zip"]).notes == []
+
+
 def test_repeated_rows_are_noted(tmp_path):
     table = pl.concat([frame(), frame()[:3]])
     (note,) = read(tmp_path, table).notes
