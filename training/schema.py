@@ -274,9 +274,14 @@ def weight_values(series: pl.Series, *, rows: Rows) -> NDArray[np.float64]:
     return values
 
 
+def missing(series: pl.Series) -> NDArray[np.bool_]:
+    """Whether each value is missing: null, or NaN in a float column."""
+    return (series.is_null() | series.is_nan() if series.dtype.is_float() else series.is_null()).to_numpy()
+
+
 def missing_count(series: pl.Series) -> int:
-    """The number of missing values: null, and NaN in a float column."""
-    return series.null_count() + (int(series.is_nan().sum()) if series.dtype.is_float() else 0)
+    """The number of missing values."""
+    return int(missing(series).sum())
 
 
 def _require_all(series: pl.Series, role: str) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from models.manifest import Column, Target, Transform
 from training.config import TableOptions
 from training.errors import TableError
 from training.files import ROW_INDEX, Source, collect, open_table, require_columns, scan
-from training.schema import MAX_CATEGORIES, codes, describe, moments, target_values, weight_values
+from training.schema import MAX_CATEGORIES, codes, describe, missing, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
@@ -183,6 +183,15 @@ def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> tuple[p
     return frame, {name: look["padded"] for name, look in numeric.items() if look["padded"]}
 
 
+def _unused(frame: pl.DataFrame, targets: Iterable[str], *, weight: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each row has weight 0. One without a target, which will be left out or refused for that, needs no weight."""
+    empty = missing(frame[weight]) & np.any([missing(frame[name]) for name in targets], axis=0)
+    unused = np.zeros(len(rows), dtype=bool)
+    if not empty.all():
+        unused[~empty] = weight_values(frame[weight].filter(~empty), rows=rows[~empty]) == 0
+    return unused
+
+
 def _complete_rows(
     frame: pl.DataFrame, forms: Mapping[str, Transform], *, weight: str | None, drop_missing_target: bool
 ) -> tuple[pl.DataFrame, NDArray[np.float64], NDArray[np.int64], list[str]]:
@@ -194,13 +203,13 @@ def _complete_rows(
         notes.append(f"{int(blank.sum())} rows without any value were left out")
         frame, rows = frame.filter(~blank), rows[~blank]
     if weight is not None:  # otherwise they would still calibrate, and be scored
-        unused = weight_values(frame[weight], rows=rows) == 0
+        unused = _unused(frame, forms, weight=weight, rows=rows)
         if unused.any():
             notes.append(f"{int(unused.sum())} rows of weight 0 were left out")
             frame, rows = frame.filter(~unused), rows[~unused]
     y = np.column_stack([target_values(frame[name], form, rows=rows) for name, form in forms.items()])
-    missing = np.isnan(y)
-    for name, empty in zip(forms, missing.T, strict=True):
+    gaps = np.isnan(y)
+    for name, empty in zip(forms, gaps.T, strict=True):
         if empty.all():
             raise TableError(f"target {name!r} has no value in any row; choose another column")
         if empty.any() and not drop_missing_target:
@@ -208,7 +217,7 @@ def _complete_rows(
                 f"target {name!r} is missing in {int(empty.sum())} of {len(rows)} rows, first in data row "
                 f"{rows[empty.argmax()]}; leave them out with --drop-missing-target"
             )
-    drop = np.asarray(missing.any(axis=1))
+    drop = np.asarray(gaps.any(axis=1))
     if drop.any():
         notes.append(f"{int(drop.sum())} rows with a missing target were left out")
         frame, y, rows = frame.filter(~drop), y[~drop], rows[~drop]

@@ -138,6 +138,20 @@ def test_missing_targets_are_refused_or_left_out(tmp_path):
     assert set(result.weights) == {1}
 
 
+def test_rows_left_out_for_a_missing_target_need_no_weight(tmp_path):
+    gap = [None, None] + [2.0] * (ROWS - 2)
+    assert read(tmp_path, frame(y=[None, None, *range(ROWS - 2)], w=gap), weight="w", drop_missing_target=True).rows == ROWS - 2
+    assert "target 'y' is missing in 2 of 200 rows" in refusal(
+        tmp_path, frame(y=[None, None, *range(ROWS - 2)], w=gap), weight="w"
+    )
+    assert "weight column 'w' is missing in 1 of 199 rows" in refusal(
+        tmp_path, frame(y=[None, *range(ROWS - 1)], w=gap), weight="w", drop_missing_target=True
+    )
+    assert "has no value in any row" in refusal(
+        tmp_path, frame(y=gap[:1] * ROWS, w=gap[:1] * ROWS), weight="w", drop_missing_target=True
+    )
+
+
 def test_blank_lines_are_left_out_and_rows_keep_their_numbers(tmp_path):
     path = tmp_path / "t.csv"
     lines = [f"{i},{i / 2}" for i in range(ROWS)]
