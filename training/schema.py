@@ -207,6 +207,11 @@ def column_values(
     wrong = (series.is_not_null() & converted.is_null()).to_numpy()
     if wrong.any():
         i = int(wrong.argmax())
+        if kind == "datetime" and series.dtype in (pl.Date, pl.Datetime):  # Python has no such date to show
+            raise TableError(
+                f"column {series.name!r} holds a date in data row {rows[i]} that is more than 290 000 years from now; make it "
+                "missing, or correct it"
+            )
         raise TableError(f"column {series.name!r} holds {series[i]!r} in data row {rows[i]}, which is not {wanted}")
     values = _floats(converted)
     infinite = np.isinf(values)
@@ -405,7 +410,7 @@ def _instants(series: pl.Series) -> pl.Series:
         naive = [reading.dt.replace_time_zone("UTC") for reading in readings[:3]]
         instants = frame.select(pl.coalesce(*naive, *readings[3:])).to_series()
     elif series.dtype in (pl.Date, pl.Datetime):
-        instants = series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None)))
+        instants = series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None)), strict=False)
     else:
         return _nothing(series)
     return _seconds(instants.dt.epoch("us"), per_second=10**6)

@@ -297,6 +297,25 @@ def test_an_infinite_value_is_refused_with_its_place(values):
         described(values)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (2**31 - 1, pl.Date),
+        (2_145_031_948, pl.Date),
+        (-(2**31), pl.Date),
+        (2**63 - 1, pl.Datetime("ms")),
+        (2**63 - 1, pl.Datetime("ms", "Europe/Berlin")),
+    ],
+)
+def test_a_date_beyond_all_years_is_refused_with_its_place(value, dtype):
+    series = pl.Series("d", [1, None, value]).cast(pl.Int32 if dtype == pl.Date else pl.Int64).cast(dtype)
+    sentence = "column 'd' holds a date in data row 3 that is more than 290 000 years from now; make it missing"
+    with pytest.raises(TableError, match=sentence):
+        describe(series, categorical=False, max_categories=9, rows=np.arange(1, 4))
+    with pytest.raises(TableError, match=sentence):
+        encode(series.to_frame(), [Column(name="d", kind="datetime")])
+
+
 COLUMNS = [
     Column(name="n", kind="numeric"),
     Column(name="b", kind="boolean"),
