@@ -192,6 +192,21 @@ def test_all_columns_that_cannot_be_features_are_told_at_once(tmp_path):
     assert second.endswith("leave it out with --exclude key, or keep it with --categorical key")
 
 
+def test_a_feature_that_goes_with_a_target_is_noted(tmp_path):
+    y = np.round(np.random.default_rng(1).uniform(1, 2, ROWS), 2)
+    near = np.argsort(np.argsort(y + np.random.default_rng(2).normal(scale=0.05, size=ROWS)))
+    cents = [None if i % 7 == 0 else -100 * value for i, value in enumerate(y)]
+    gaps = [value if i < 20 else None for i, value in enumerate(y)]
+    table = frame(y=y, same=y, cents=cents, near=near, gaps=gaps, constant=[1] * ROWS, text=[f"{v:.1f}" for v in y])
+    same, cents = read(tmp_path, table, categorical=["text"], exclude=["constant"]).notes
+    assert same == (
+        "column 'same' rises or falls with the target 'y' in nearly every row; if it is known only afterwards: --exclude same"
+    )
+    assert cents == same.replace("same", "cents")
+    other = read(tmp_path, table.select("y", "a", "cents", z="near"), target=["z", "y"])
+    assert [note[:45] for note in other.notes] == ["column 'cents' rises or falls with the target"]
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_numbers_with_leading_zeros_are_noted_as_possible_codes(tmp_path, name):
     table = frame(zip=[f"{i % 90:05}" for i in range(ROWS)], share=["0.5", "0", "00.5", "-1"] * (ROWS // 4), code=["01"] * ROWS)
