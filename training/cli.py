@@ -204,6 +204,8 @@ def calibrate(
     from training.predict import read_x_y
 
     old = read_manifest(model)
+    if output is None and model.suffix != ".onnx":
+        raise OptionError(f"{model} would be replaced, but a model's name ends in .onnx; name another file with -o NAME.onnx")
     output = output or model
     check_output(output, table)
     x, y, unusual = read_x_y(table, old, drop_missing_target=drop_missing_target, delimiter=delimiter)

@@ -256,7 +256,7 @@ def _check_header(source: Source) -> None:
                 f"read it with --delimiter {_DELIMITERS[seen[0]]}"
             )
     if "" in names[1:]:
-        raise TableError(f"column {names.index('', 1) + 1} of {name} has no name; name it")
+        raise TableError(f"column {names.index('', 1) + 1} of {name} has no name; name it (is the header the first line?)")
     _refuse_patterns(name, names)
     twice = [column for i, column in enumerate(names) if column in names[:i]]
     if twice:

@@ -113,6 +113,7 @@ def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tm
         (["calibrate", "formula.onnx", "rows.csv", "-o", "rows.csv"], "would overwrite the table rows.csv"),
         (["calibrate", "formula.onnx", "rows.csv", "-o", "new.html"], "a model's name ends in .onnx"),
         (["calibrate", "formula.onnx", "rows.csv", "-o", "new-1.5"], "a model's name ends in .onnx"),
+        (["calibrate", "plain.model", "rows.csv"], "error: plain.model would be replaced, but a model's name ends in .onnx; "),
         (["predict", "formula.onnx", "rows.csv", "-o", "folder.csv"], "--output folder.csv: is a folder"),
         (["fit", "nowhere.csv", "--target", "y", "-o", "new/folder/m.onnx"], "there is no file 'nowhere.csv'"),
     ],
@@ -121,6 +122,7 @@ def test_a_mistake_is_one_sentence_and_status_2(command, model, mixed_rows, tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sine.csv").write_text("x,y\n" + "".join(f"{i},{i % 7}\n" for i in range(50)))
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "plain.model").write_bytes(model.read_bytes())
     before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
     status, out, err = command(*arguments)
     assert {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")} == before

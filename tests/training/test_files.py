@@ -46,7 +46,7 @@ def refusal(path, **options) -> str:
         ("t.csv", b"a, a\n1,2\n", "more than one column 'a'"),
         ("t.csv", b"a,*\n1,2\n", "t.csv has a column '*', which stands for several columns in queries; rename it"),
         ("t.csv", b"a,^a.*$\n1,2\n", "t.csv has a column '^a.*$'"),
-        ("t.csv", b"a,,b\n0,1,2\n", "column 2 of t.csv has no name; name it"),
+        ("t.csv", b"a,,b\n0,1,2\n", "column 2 of t.csv has no name; name it (is the header the first line?)"),
         ("t.csv", b"a,b\n1,2\n3,4,5\n", "line 3 of t.csv has 3 fields where the header has 2"),
         ("t.csv", b"a,b\n1,2\n3\n5,6\n", "line 3 of t.csv has 1 fields where the header has 2"),
         ("t.csv", b'a,b\n1,2\n"3,4"\n5,6\n', "line 3 of t.csv has 1 fields where the header has 2"),
