@@ -200,6 +200,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
     from training.calibrate import recalibrate, require_new_table
+    from training.evaluate import outliers, predicted
     from training.output import check_output
     from training.predict import read_x_y
 
@@ -216,6 +217,8 @@ def calibrate(
     if report.exists():  # it is about the old intervals, and would be published with the new ones
         report.unlink()
         terminal.say(f"removed {report}: it reported the intervals before this calibration")
+    for sentence in outliers(predicted(open_model(output)[0], x, y, manifest), manifest.targets, again="calibrate"):
+        terminal.say(f"note: {sentence}")
     terminal.show_calibration(manifest)
     terminal.say(f"wrote {output}")
 

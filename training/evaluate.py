@@ -173,10 +173,10 @@ def evaluation(
     )
 
 
-def outliers(predictions: Predictions, targets: list[Target]) -> list[str]:
+def outliers(predictions: Predictions, targets: list[Target], *, again: str = "fit") -> list[str]:
     """A sentence about each target's row that is farthest from its prediction, where so far that it may be a mistake."""
     farthest = [_farthest(predictions, t, target) for t, target in enumerate(targets)]
-    return [f"{where}; if that is a mistake, correct it and fit again" for where, stds in farthest if stds > _FAR_STDS]
+    return [f"{where}; if that is a mistake, correct it and {again} again" for where, stds in farthest if stds > _FAR_STDS]
 
 
 def number_of_rows(evaluation: Evaluation) -> str:

@@ -202,6 +202,16 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
         assert (tmp_path / "repository" / "mixed" / str(version) / "model.onnx").exists()
 
 
+def test_a_calibration_tells_of_a_value_far_from_its_prediction(command, model, mixed_rows, tmp_path):
+    _, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx")
+    assert "stds away" not in err
+    far = tmp_path / "far.csv"
+    pl.read_csv(mixed_rows).with_columns(y=pl.when(pl.col("id") == "r7").then(1e15).otherwise("y")).write_csv(far)
+    status, _, err = command("calibrate", model, far, "-o", tmp_path / "new.onnx")
+    assert status == 0, err
+    assert re.search(r"note: y is 1e\+15 where about .* stds away; if that is a mistake, correct it and calibrate again", err)
+
+
 def test_only_fit_imports_torch(model, mixed_rows, tmp_path):
     program = f"""
 import sys
