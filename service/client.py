@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 Row = Mapping[str, Any] | Sequence[Any]
-"""A row: values by feature name, or all values in the model's order. None, NaN and NaT are missing; NumPy is welcome."""
+"""A row: values by feature name, or all values in the model's order. None, NaN and NaT are missing; arrays are welcome."""
 
 Answer = dict[str, Any]
 
@@ -261,9 +261,10 @@ def _row(row: Any, number: int) -> Any:
         if hasattr(row, method):
             row = getattr(row, method)()
     dtype = getattr(row, "dtype", None)
-    if dtype is not None and dtype.names:
-        row = {name: row[name] for name in dtype.names}
-    elif dtype is not None and dtype.kind not in "mM":  # NumPy makes numbers of times
+    names = getattr(dtype, "names", None)
+    if names:
+        row = {name: row[name] for name in names}
+    elif hasattr(row, "tolist") and getattr(dtype, "kind", "") not in ("m", "M"):  # NumPy makes numbers of times
         row = row.tolist()
     if isinstance(row, Mapping):
         return {name: _value(value, number) for name, value in row.items()}
@@ -273,7 +274,10 @@ def _row(row: Any, number: int) -> Any:
 def _value(value: Any, number: int) -> Any:
     if isinstance(value, str | int | None):
         return value
-    kind = value.dtype.kind if getattr(value, "ndim", None) == 0 else ""
+    kind = ""
+    if getattr(value, "ndim", None) == 0:
+        kind = getattr(value.dtype, "kind", "")
+        value = value if kind else value.item()  # PyTorch's types have none
     if (isinstance(value, float) or kind == "f") and math.isinf(value):
         raise ErrorbarError(f"row {number} holds infinity, which is no number of JSON; a missing value is None or NaN")
     no_time = kind in ("m", "M") and value != value

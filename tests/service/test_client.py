@@ -1,6 +1,7 @@
 """The client against the application in process, and against answers that no errorbar gives."""
 
 import asyncio
+import math
 from collections import UserDict, deque
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,6 +14,7 @@ import orjson
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 from service.client import AsyncClient, Client, ErrorbarError
 from service.security import add_key
@@ -173,6 +175,17 @@ def test_arrays_of_numpy_in_whatever_order_in_memory_are_rows():
     assert orjson.loads(seen[-1].content)["instances"] == [{"when": "2022-01-01T00:00:00+00:00", "a": [1.0, 2.0]}]
 
 
+def test_tensors_of_pytorch_and_series_of_polars_are_rows():
+    client, seen = answering(200, b"{}")
+    x = torch.tensor([[1.0, 2.0], [3.0, math.nan]])
+    series = [pl.Series([1.0, 2.0]), pl.Series([3.0, None])]
+    for rows in (x, x.bfloat16(), list(x), x.requires_grad_(), [list(row) for row in x], series):
+        client.predict("m", rows)
+    assert [orjson.loads(request.content)["instances"] for request in seen] == [[[1.0, 2.0], [3.0, None]]] * 6
+    client.predict("m", [{"a": torch.tensor(1.5), "b": torch.tensor(2), "c": torch.tensor(True)}])
+    assert orjson.loads(seen[-1].content)["instances"] == [{"a": 1.5, "b": 2, "c": True}]
+
+
 NOON = datetime(2022, 1, 1, 12, tzinfo=UTC)
 AT_NOON = np.datetime64("2022-01-01T12:00:00", "ns")
 TABLE = {"a": [1.0, None], "when": [NOON, None], "colour": ["red", None]}
@@ -267,7 +280,7 @@ def test_a_password_in_an_address_is_not_shown():
     assert str(caught.value).startswith("http://127.0.0.1:9/at/ cannot be reached: ")
 
 
-@pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf")])
+@pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf"), torch.tensor(math.inf)])
 def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
     client, seen = answering(200, b"{}")
     for rows in ([[0.0], [value]], [{"a": 1.0}, {"a": value}], np.array([[0.0], [value]])):
