@@ -12,7 +12,9 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
+from numbers import Real
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 from urllib.parse import quote
 
@@ -29,6 +31,8 @@ Rows = Sequence[Row] | Any
 
 _TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts", {}), ("to_dict", {"orient": "records"}))
 """How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
+_MISSING = ("NaTType", "NAType", "MaskedConstant")
+"""Types of pandas and NumPy."""
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
@@ -235,7 +239,8 @@ def _body(rows: Rows, options: PredictOptions) -> bytes:
         if hasattr(given, "tolist"):
             request[name] = given = given.tolist()
         for value in given if isinstance(given, Sequence) else [given]:
-            if isinstance(value, float) and not math.isfinite(value):
+            number = _from_decimal(value) if isinstance(value, Decimal) else value
+            if isinstance(number, Real) and not isinstance(number, int) and not math.isfinite(number):
                 raise ErrorbarError(f"{name} holds {given!r}, which is no number of JSON")
     try:
         return orjson.dumps(request, _plain, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
@@ -272,22 +277,37 @@ def _row(row: Any, number: int) -> Any:
 
 
 def _value(value: Any, number: int) -> Any:
+    """A value that JSON has; None where it is missing."""
     if isinstance(value, str | int | None):
         return value
+    if type(value).__name__ in _MISSING:
+        return None
+    if isinstance(value, Decimal):
+        value = _from_decimal(value)
     kind = ""
     if getattr(value, "ndim", None) == 0:
         kind = getattr(value.dtype, "kind", "")
         value = value if kind else value.item()  # PyTorch's types have none
     if (isinstance(value, float) or kind == "f") and math.isinf(value):
         raise ErrorbarError(f"row {number} holds infinity, which is no number of JSON; a missing value is None or NaN")
-    no_time = kind in ("m", "M") and value != value
-    return None if no_time or type(value).__name__ in ("NaTType", "NAType") else value
+    if kind in ("m", "M") and value != value:
+        return None
+    if kind == "m" or isinstance(value, timedelta):
+        raise ErrorbarError(f"row {number} holds a duration, {value}; give a number, in the unit of the training table")
+    return value
+
+
+def _from_decimal(value: Decimal) -> float:
+    """As JSON has it: whole where it is, since databases give ids so, and float64 has not every one."""
+    if value.is_nan():
+        return math.nan
+    return int(value) if -(2**63) <= value < 2**64 and value == int(value) else float(value)
 
 
 def _plain(value: Any) -> Any:
     """What orjson does not know, in types that it knows."""
     if isinstance(value, Decimal):
-        return float(value)
+        return _from_decimal(value)
     if hasattr(value, "to_pydatetime"):  # pandas
         return value.to_pydatetime(warn=False)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import UserDict, deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
 from typing import NamedTuple
@@ -280,7 +280,10 @@ def test_a_password_in_an_address_is_not_shown():
     assert str(caught.value).startswith("http://127.0.0.1:9/at/ cannot be reached: ")
 
 
-@pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), np.float64("inf"), torch.tensor(math.inf)])
+@pytest.mark.parametrize(
+    "value",
+    [float("inf"), np.float32("-inf"), np.float64("inf"), np.longdouble("inf"), Decimal("-Infinity"), torch.tensor(math.inf)],
+)
 def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
     client, seen = answering(200, b"{}")
     for rows in ([[0.0], [value]], [{"a": 1.0}, {"a": value}], np.array([[0.0], [value]])):
@@ -290,6 +293,52 @@ def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
         for given in (float("nan"), [0.5, float(value)], np.float32("nan"), np.array([0.5, value]), value):
             with pytest.raises(ErrorbarError, match=f"{option} holds .*, which is no number of JSON"):
                 client.predict("m", [[1.0]], **{option: given})
+    assert seen == []
+
+
+@pytest.mark.parametrize("nothing", [Decimal("NaN"), np.float32("nan"), np.longdouble("nan")])
+def test_an_option_that_is_no_number_is_not_sent_as_none(nothing):
+    client, seen = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match=r"coverage holds .*, which is no number of JSON"):
+        client.predict("m", [[1.0]], coverage=nothing)
+    assert seen == []
+
+
+def test_decimals_keep_what_they_are():
+    client, seen = answering(200, b"{}")
+    values = [
+        Decimal(2**53 + 1),
+        Decimal("-7.00"),
+        Decimal("1.5"),
+        Decimal("1E+20"),
+        Decimal("1E+300"),
+        Decimal("NaN"),
+        Decimal("sNaN"),
+    ]
+    client.predict("m", [{"a": value} for value in values])
+    sent = [row["a"] for row in orjson.loads(seen[0].content)["instances"]]
+    assert sent == [2**53 + 1, -7, 1.5, 1e20, 1e300, None, None]
+    assert list(map(type, sent[:3])) == [int, int, float]
+
+
+def test_what_is_masked_is_missing():
+    client, seen = answering(200, b"{}")
+    x = np.ma.array([[1.0, 2.0]], mask=[[False, True]])
+    named = np.ma.array([(1.0, 2)], mask=[(False, True)], dtype=[("a", "f8"), ("b", "i8")])
+    for rows in (x, [list(x[0])], named, [{"a": 1.0, "b": np.ma.masked}]):
+        client.predict("m", rows)
+    sent = [orjson.loads(request.content)["instances"] for request in seen]
+    assert sent == [[[1.0, None]], [[1.0, None]], [{"a": 1.0, "b": None}], [{"a": 1.0, "b": None}]]
+
+
+@pytest.mark.parametrize("value", [np.timedelta64(3, "ns"), np.timedelta64(3, "s"), timedelta(seconds=3)])
+def test_a_duration_is_refused(value):
+    client, seen = answering(200, b"{}")
+    for row in ({"a": value}, np.array([value])):
+        with pytest.raises(
+            ErrorbarError, match=r"row 0 holds a duration, .*; give a number, in the unit of the training table"
+        ):
+            client.predict("m", [row])
     assert seen == []
 
 
