@@ -11,7 +11,9 @@ service has keys: `Client(url, key=...)`.
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from decimal import Decimal
 from numbers import Real
@@ -33,6 +35,7 @@ _TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts
 """How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
 _MISSING = ("NaTType", "NAType", "MaskedConstant")
 """Types of pandas and NumPy."""
+_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_NON_STR_KEYS  # a text of NumPy is no `str` to it
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
@@ -243,7 +246,7 @@ def _body(rows: Rows, options: PredictOptions) -> bytes:
             if isinstance(number, Real) and not isinstance(number, int) and not math.isfinite(number):
                 raise ErrorbarError(f"{name} holds {given!r}, which is no number of JSON")
     try:
-        return orjson.dumps(request, _plain, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC)  # NaN becomes null
+        return orjson.dumps(request, _plain, _JSON)  # NaN becomes null
     except orjson.JSONEncodeError as error:
         raise ErrorbarError(f"the request cannot be written as JSON: {error.__cause__ or error}") from error
 
@@ -251,6 +254,7 @@ def _body(rows: Rows, options: PredictOptions) -> bytes:
 def _rows(given: Any) -> Iterable[Any]:
     """The rows of a table; what is none is rows already."""
     if hasattr(given, "columns"):
+        _check_names(getattr(given, "column_names", given.columns), "the table")  # Arrow's columns are arrays
         for method, options in _TABLES:
             if hasattr(given, method):
                 rows: list[Any] = getattr(given, method)(**options)
@@ -262,18 +266,31 @@ def _rows(given: Any) -> Iterable[Any]:
 
 def _row(row: Any, number: int) -> Any:
     """A row with values that JSON has, by name where it has names."""
-    for method in ("_asdict", "to_dict"):  # of a named tuple; of a Series
+    if is_dataclass(row):
+        row = {field.name: getattr(row, field.name) for field in fields(row)}
+    for method in ("_asdict", "model_dump"):  # of a named tuple; of pydantic
         if hasattr(row, method):
             row = getattr(row, method)()
     dtype = getattr(row, "dtype", None)
     names = getattr(dtype, "names", None)
-    if names:
-        row = {name: row[name] for name in names}
-    elif hasattr(row, "tolist") and getattr(dtype, "kind", "") not in ("m", "M"):  # NumPy makes numbers of times
+    if names is None and hasattr(row, "keys"):  # a Series of pandas and a row of SQLite are no Mappings
+        names = row.keys()
+    if names is not None:
+        _check_names(names, f"row {number}")
+        return {name: _value(row[name], number) for name in names}
+    if hasattr(row, "tolist") and getattr(dtype, "kind", "") not in ("m", "M"):  # NumPy makes numbers of times
         row = row.tolist()
-    if isinstance(row, Mapping):
-        return {name: _value(value, number) for name, value in row.items()}
     return [_value(value, number) for value in row] if isinstance(row, Iterable) and not isinstance(row, str) else row
+
+
+def _check_names(names: Collection[Any], place: str) -> None:
+    """Raise ErrorbarError where a name is no text, or stands twice."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ErrorbarError(f"{place} has the name {name!r}, which is no text; rename it as the feature is called")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ErrorbarError(f"{place} has the name {twice!r} twice; give each feature once")
 
 
 def _value(value: Any, number: int) -> Any:

@@ -2,7 +2,10 @@
 
 import asyncio
 import math
+import sqlite3
 from collections import UserDict, deque
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -13,6 +16,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
+import pydantic
 import pytest
 import torch
 
@@ -196,6 +200,36 @@ class Named(NamedTuple):
     when: datetime
 
 
+@dataclass(slots=True)
+class Record:
+    a: float
+    when: datetime
+
+
+class Model(pydantic.BaseModel):
+    a: float
+    when: datetime
+
+
+class Series:
+    """What the client uses of a Series of pandas; each value is told by iteration."""
+
+    def keys(self):
+        return ["a", "when"]
+
+    def __getitem__(self, name):
+        return {"a": np.float64(1.0), "when": AT_NOON}[name]
+
+    def __iter__(self):
+        return iter([1.0, AT_NOON])
+
+
+def sqlite_row(query):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute(query).fetchone()
+
+
 class Frame:
     """What the client uses of a DataFrame of pandas; each column is told by iteration."""
 
@@ -229,6 +263,11 @@ def test_tables_are_rows_by_name(table):
         MappingProxyType({"a": Decimal("1.0"), "when": NOON}),
         UserDict(a=1.0, when=AT_NOON.astype("M8[s]")),
         Named(1.0, NOON),
+        Record(1.0, NOON),
+        Model(a=1.0, when=NOON),
+        Series(),
+        sqlite_row(f"SELECT 1.0 AS a, '{NOON.isoformat()}' AS 'when'"),
+        {np.str_("a"): 1.0, np.str_("when"): NOON},
         np.array([(1.0, AT_NOON)], dtype=[("a", "f8"), ("when", "M8[ns]")])[0],
         np.rec.array([(1.0, AT_NOON)], dtype=[("a", "f8"), ("when", "M8[ns]")])[0],
     ],
@@ -240,6 +279,32 @@ def test_rows_of_every_kind_that_has_names(row):
     (sent,) = orjson.loads(seen[0].content)["instances"]
     assert datetime.fromisoformat(sent.pop("when")) == NOON
     assert sent == {"a": 1.0}
+
+
+class WithDuplicates(Frame):
+    columns = ("a", "a")
+
+
+class WithNumbers(Frame):
+    columns = (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (pa.table([[1.0], [2.0]], names=["a", "a"]), "the table has the name 'a' twice; give each feature once"),
+        (pa.record_batch([[1.0], [2.0]], names=["a", "a"]), "the table has the name 'a' twice"),
+        (WithDuplicates(), "the table has the name 'a' twice"),
+        ([{"a": 1.0}, sqlite_row("SELECT 1.0 AS a, 2.0 AS a")], "row 1 has the name 'a' twice"),
+        (WithNumbers(), "the table has the name 0, which is no text; rename it as the feature is called"),
+        ([{0: 1.0}], "row 0 has the name 0, which is no text"),
+    ],
+)
+def test_names_are_texts_and_each_stands_once(rows, sentence):
+    client, seen = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match=sentence):
+        client.predict("m", rows)
+    assert seen == []
 
 
 @pytest.mark.parametrize("row", [deque([1.0, NOON]), np.array([AT_NOON, AT_NOON])], ids=lambda row: type(row).__name__)
@@ -286,7 +351,12 @@ def test_a_password_in_an_address_is_not_shown():
 )
 def test_infinity_is_refused_and_not_sent_as_a_missing_value(value):
     client, seen = answering(200, b"{}")
-    for rows in ([[0.0], [value]], [{"a": 1.0}, {"a": value}], np.array([[0.0], [value]])):
+    for rows in (
+        [[0.0], [value]],
+        [{"a": 1.0}, {"a": value}],
+        [Record(0.0, NOON), Record(value, NOON)],
+        np.array([[0.0], [value]]),
+    ):
         with pytest.raises(ErrorbarError, match="row 1 holds infinity"):
             client.predict("m", rows)
     for option in ("coverage", "quantiles", "thresholds"):
