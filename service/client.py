@@ -35,6 +35,7 @@ _TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts
 """How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
 _MISSING = ("NaTType", "NAType", "MaskedConstant")
 """Types of pandas and NumPy."""
+_BYTES = bytes | bytearray
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_NON_STR_KEYS  # a text of NumPy is no `str` to it
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
@@ -257,9 +258,13 @@ def _rows(given: Any) -> Iterable[Any]:
         _check_names(getattr(given, "column_names", given.columns), "the table")  # Arrow's columns are arrays
         for method, options in _TABLES:
             if hasattr(given, method):
-                rows: list[Any] = getattr(given, method)(**options)
+                try:
+                    rows: list[Any] = getattr(given, method)(**options)
+                except (ValueError, OverflowError) as error:  # times of Arrow that Python's datetime has not
+                    sentence = f"the table cannot be read as rows ({error}); give times as numbers of seconds since 1970"
+                    raise ErrorbarError(sentence) from error
                 return rows
-    if isinstance(given, Mapping | str) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping | str | _BYTES) or getattr(given, "ndim", 1) == 0 or not isinstance(given, Iterable):
         raise ErrorbarError(f"the rows are one {type(given).__name__}; give a list of rows, or a table")
     return given
 
@@ -280,6 +285,8 @@ def _row(row: Any, number: int) -> Any:
         return {name: _value(row[name], number) for name in names}
     if hasattr(row, "tolist") and getattr(dtype, "kind", "") not in ("m", "M"):  # NumPy makes numbers of times
         row = row.tolist()
+    if isinstance(row, _BYTES):
+        raise ErrorbarError(f"row {number} is bytes; give values by name, or all values in the model's order")
     return [_value(value, number) for value in row] if isinstance(row, Iterable) and not isinstance(row, str) else row
 
 
@@ -301,6 +308,8 @@ def _value(value: Any, number: int) -> Any:
         return None
     if isinstance(value, Decimal):
         value = _from_decimal(value)
+    if isinstance(value, _BYTES):
+        raise ErrorbarError(f"row {number} holds the bytes {bytes(value[:50])!r}; give a text: decode them")
     kind = ""
     if getattr(value, "ndim", None) == 0:
         kind = getattr(value.dtype, "kind", "")
@@ -328,7 +337,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "to_pydatetime"):  # pandas
         return value.to_pydatetime(warn=False)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
+        return float(value) if getattr(value.dtype, "kind", "") == "f" else value.item()  # which leaves a longdouble one
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):

@@ -323,12 +323,38 @@ def test_no_time_is_missing_and_no_date_of_another_century(unit):
     assert orjson.loads(seen[0].content)["instances"] == [{"when": None}, [None], [None]]
 
 
-@pytest.mark.parametrize("rows", [{"a": 1.0}, "ab", 5, None])
+@pytest.mark.parametrize("rows", [{"a": 1.0}, "ab", b"ab", 5, None, np.array(1.0), torch.tensor(1.0)])
 def test_what_is_one_row_is_told_that_rows_are_a_list(rows):
     client, seen = answering(200, b"{}")
     with pytest.raises(ErrorbarError, match=f"the rows are one {type(rows).__name__}; give a list of rows, or a table"):
         client.predict("m", rows)
     assert seen == []
+
+
+@pytest.mark.parametrize("given", [b"red", bytearray(b"red"), np.bytes_(b"red")])
+def test_bytes_are_no_array_of_numbers(given):
+    client, seen = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match="row 0 is bytes; give values by name"):
+        client.predict("m", [given])
+    for row in ({"colour": given}, [given]):
+        with pytest.raises(ErrorbarError, match="row 0 holds the bytes b'red'; give a text: decode them"):
+            client.predict("m", [row])
+    assert seen == []
+
+
+def test_numbers_of_80_bits_are_numbers():
+    client, seen = answering(200, b"{}")
+    client.predict("m", [{"a": np.longdouble(1.5)}, [np.longdouble("nan")], np.array([1.5], np.longdouble)])
+    assert orjson.loads(seen[0].content)["instances"] == [{"a": 1.5}, [None], [1.5]]
+
+
+@pytest.mark.parametrize("moment", [pa.scalar(1, pa.timestamp("ns")), pa.scalar(2**62, pa.timestamp("s"))])
+def test_a_time_of_arrow_that_python_has_not_is_an_error(moment):
+    client, _ = answering(200, b"{}")
+    with pytest.raises(
+        ErrorbarError, match=r"the table cannot be read as rows \(.*\); give times as numbers of seconds since 1970"
+    ):
+        client.predict("m", pa.table({"when": pa.array([moment])}))
 
 
 def test_options_may_be_arrays():
