@@ -31,6 +31,8 @@ DATATYPE_OF_RAW = "FP64"
 _PARAMETERS = (COVERAGE, "strict", "timeout", "binary_data_output")
 _KNOWN_PARAMETERS = frozenset(_PARAMETERS)
 _LOOKED_AT = 20
+_MISSPELT = 0.82
+"""How like a parameter a misspelling is: `timeout_ms` is 0.824, `covered`, which may be a client's own, 0.8."""
 _REMEMBERED_BYTES = 1000
 _NOT_EXACT = {"FP16": 2**11, "FP32": 2**24}
 """As NOT_EXACT, of narrower floats."""
@@ -361,7 +363,7 @@ def _id(request: Mapping[str, Any]) -> str | None:
 def _refuse_misspelt(options: Mapping[str, Any]) -> None:
     """Raise InvalidRequestError where a parameter is meant for this service and does nothing; a client's own are let be."""
     for name in islice(options.keys() - _KNOWN_PARAMETERS, _LOOKED_AT):
-        near = nearest(name, _PARAMETERS)
+        near = nearest(name.lower(), [known for known in _PARAMETERS if known[0] == name[:1].lower()], cutoff=_MISSPELT)
         known = f"(known: {', '.join(_PARAMETERS)})"
         if near:
             raise InvalidRequestError(f"{shortened(name)!r} is no parameter of a request{near} {known}")

@@ -17,11 +17,11 @@ _JSON_TYPES = {
 }  # fmt: skip
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
     """`; did you mean ...?` with the names most like `name`; nothing where none is, or there are too many to look."""
     if len(known) > _MOST_LIKE:
         return ""
-    near = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_SHOWN_CHARACTERS], known, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 
 

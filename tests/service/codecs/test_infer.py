@@ -220,6 +220,16 @@ def test_what_is_wrong_with_a_request_is_said(request_, sentence):
     assert sentence in refusal(request_).sentence
 
 
+@pytest.mark.parametrize("name", ["coverges", "coverages", "Coverage", "time_out", "timeout_ms", "stirct", "binary_output"])
+def test_a_misspelt_parameter_is_refused(name):
+    assert f"{name!r} is no parameter of a request; did you mean " in refusal({"inputs": [X], "parameters": {name: 1}}).sentence
+
+
+def test_parameters_of_a_clients_own_are_let_be():
+    own = ["timestamp", "time", "timer", "timezone", "district", "average", "beverage", "covered", "binary_data", "sample"]
+    assert read({"inputs": [X], "parameters": dict.fromkeys(own, 1)}).timeout_seconds is None
+
+
 @pytest.mark.parametrize(
     ("body", "json_bytes", "sentence"),
     [
