@@ -9,10 +9,13 @@ from service.errors import InvalidRequestError
 
 KEYS_OF_ROWS = ("instances", "dataframe_records", "inputs", "data")
 _FORMS = ("instances", "dataframe_split", "dataframe_records", "inputs")
+_PLACES_OF_OPTIONS = ("parameters", "params")
+KEYS_OF_REQUESTS = (*_FORMS, *_PLACES_OF_OPTIONS)
+"""Beside the options themselves."""
 
 
 def as_v1(request: dict[str, Any]) -> dict[str, Any]:
-    """`request` with its rows as `instances`, and with what Vertex AI puts into `parameters` beside them.
+    """`request` with its rows as `instances` and, beside them, what Vertex AI puts into `parameters` and MLflow into `params`.
 
     Rows come as `instances` (V1, Vertex AI), `dataframe_split` {columns, data}, `dataframe_records` [{column: value}], or
     `inputs`, rows or an object of columns (MLflow). Raises InvalidRequestError where none or several are there, or one has a
@@ -23,10 +26,12 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
         found = " and ".join(given) if given else "no rows"
         raise InvalidRequestError(f"the request has {found}; give one of {', '.join(_FORMS)}")
     (form,) = given
-    rest = {key: value for key, value in request.items() if key not in (form, "parameters")}
-    options = request.get("parameters")
-    if options is not None and not isinstance(options, dict):
-        raise InvalidRequestError(f"'parameters' is {json_type(options)}; give an object")
+    rest = {key: value for key, value in request.items() if key not in (form, *_PLACES_OF_OPTIONS)}
+    for place in _PLACES_OF_OPTIONS:
+        options = request.get(place)
+        if options is not None and not isinstance(options, dict):
+            raise InvalidRequestError(f"{place!r} is {json_type(options)}; give an object")
+        rest |= options or {}
     rows = request[form]
     if form == "dataframe_split":
         rows = _split(rows)
@@ -34,7 +39,7 @@ def as_v1(request: dict[str, Any]) -> dict[str, Any]:
         rows = _by_column(rows)
     elif not isinstance(rows, list | Iterator) and form != "instances":
         raise InvalidRequestError(f"{form!r} is {json_type(rows)}; give an array of rows")
-    return rest | (options or {}) | {"instances": rows}
+    return rest | {"instances": rows}
 
 
 def places_of_rows(document: Any) -> list[tuple[Any, str]]:

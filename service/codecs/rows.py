@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.codecs.clouds import KEYS_OF_ROWS, places_of_rows
+from service.codecs.clouds import KEYS_OF_REQUESTS, KEYS_OF_ROWS, places_of_rows
 from service.codecs.features import Features, Rows, joined, read_instances
 from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_parts
 from service.codecs.unusual import find_unusual, unknown_category_problems, warnings_about
@@ -238,8 +238,9 @@ def _read(
         request = rewrite(request)
     if not isinstance(request, dict):
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
+    known = _KEYS if rewrite is None else (*KEYS_OF_REQUESTS, *OPTIONS)
     problems = [
-        Problem(f"{key[:100]!r} is no key of a request{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
+        Problem(f"{key[:100]!r} is no key of a request{nearest(key, known)} (known: {', '.join(known)})")
         for key in [key for key in request if key not in _KEYS][:ENOUGH_PROBLEMS]
     ]
     instances = request.get("instances")

@@ -139,16 +139,14 @@ _FORMS: dict[str, Schema] = {
     "dataframe_records": _ROWS,
     "inputs": {"anyOf": [_ROWS, {"type": "object", "additionalProperties": _ROWS}]},
 }
+_OPTIONS_WITHIN: Schema = {"type": ["object", "null"], "properties": BODY_OPTIONS}
 INVOCATIONS_REQUEST: Schema = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         **_FORMS,
-        "parameters": {
-            "type": ["object", "null"],
-            "properties": BODY_OPTIONS,
-            "description": "options, where Vertex AI puts them",
-        },
+        "parameters": _OPTIONS_WITHIN | {"description": "options, where Vertex AI puts them"},
+        "params": _OPTIONS_WITHIN | {"description": "options, where MLflow's clients put them"},
         **BODY_OPTIONS,
     },
     "oneOf": [{"required": [form]} for form in _FORMS],

@@ -25,6 +25,7 @@ def test_options_stand_beside_the_rows_or_in_parameters():
         "instances": [], "coverage": 0.5, "samples": 3,
     }  # fmt: skip
     assert as_v1({"instances": [], "parameters": None}) == {"instances": []}
+    assert as_v1({"inputs": [], "params": {"coverage": 0.5}}) == {"instances": [], "coverage": 0.5}
 
 
 def test_data_without_columns_are_rows_in_the_models_order():
@@ -37,6 +38,7 @@ def test_data_without_columns_are_rows_in_the_models_order():
         ({}, "the request has no rows; give one of instances, dataframe_split, dataframe_records, inputs"),
         ({"instances": [], "inputs": []}, "the request has instances and inputs; give one of"),
         ({"instances": [], "parameters": 3}, "'parameters' is a number; give an object"),
+        ({"instances": [], "params": 3}, "'params' is a number; give an object"),
         ({"dataframe_split": []}, "'dataframe_split' is not an object of columns and data"),
         ({"dataframe_split": {"columns": "ab", "data": []}}, "'dataframe_split' is not an object of columns and data"),
         ({"dataframe_split": {"columns": [1], "data": [[1]]}}, "'dataframe_split' names a column a number; give texts"),

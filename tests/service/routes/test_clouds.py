@@ -28,6 +28,15 @@ async def test_invocations_take_every_form(repository, request_):
         assert answer.json() == (await service.predict(instances=[ROW])).json()
 
 
+async def test_invocations_tell_their_own_keys(repository):
+    async with running(repository) as service:
+        refused = await service.http.post("/invocations", json={"dataframe_records": [ROW], "param": {"coverage": 0.5}})
+    assert refused.json()["error"] == (
+        "'param' is no key of a request; did you mean 'params' or 'parameters'? (known: instances, dataframe_split, "
+        "dataframe_records, inputs, parameters, params, coverage, quantiles, thresholds, samples, seed, strict)"
+    )
+
+
 async def test_invocations_take_csv(repository):
     async with running(repository) as service:
         answer = await service.http.post("/invocations", content="1,2\n", headers={"content-type": "text/csv"})
