@@ -23,6 +23,7 @@ from service.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
 _KEYS = ("instances", *OPTIONS)
+_CLOUD_KEYS = (*KEYS_OF_REQUESTS, *OPTIONS)
 _ROWS_ALONE = frozenset(["instances"])
 _MORE = ("quantiles", "cdf", "samples")
 _REMEMBERED_NUMBERS = 100
@@ -238,11 +239,8 @@ def _read(
         request = rewrite(request)
     if not isinstance(request, dict):
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
-    known = _KEYS if rewrite is None else (*KEYS_OF_REQUESTS, *OPTIONS)
-    problems = [
-        Problem(f"{key[:100]!r} is no key of a request{nearest(key, known)} (known: {', '.join(known)})")
-        for key in [key for key in request if key not in _KEYS][:ENOUGH_PROBLEMS]
-    ]
+    strange = [key for key in request if key not in _KEYS]
+    problems = [Problem(_about_key(key, _KEYS if rewrite is None else _CLOUD_KEYS)) for key in strange[:ENOUGH_PROBLEMS]]
     instances = request.get("instances")
     if isinstance(instances, list):
         count, read = len(instances), partial(read_instances, instances, features)
@@ -251,7 +249,7 @@ def _read(
         read = partial(joined, parts, features)
     else:
         what = f"is {json_type(instances)}" if "instances" in request else "is missing"
-        raise refuse([*problems, Problem(f"'instances' {what}; give an array of rows")])
+        raise refuse([Problem(f"'instances' {what}; give an array of rows"), *problems])
     return understood(
         request,
         read,
@@ -262,6 +260,13 @@ def _read(
         default_coverage=default_coverage,
         limits=limits,
     )
+
+
+def _about_key(key: str, known: Sequence[str]) -> str:
+    """Why a request has no such key."""
+    if key in _CLOUD_KEYS and key not in known:
+        return f"{key!r} is no key of a request here; /invocations takes this form (known: {', '.join(known)})"
+    return f"{key[:100]!r} is no key of a request{nearest(key, known)} (known: {', '.join(known)})"
 
 
 def _read_parts(parts: Iterator[list[Any]], features: Features, *, most_rows: int) -> tuple[int, list[Rows]]:

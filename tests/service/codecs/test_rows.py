@@ -64,6 +64,18 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
     assert "'coverages' is no key of a request; did you mean 'coverage'?" in refusal({"instances": [], "coverages": 1}).sentence
 
 
+def test_a_row_alone_is_told_first_that_rows_stand_in_instances():
+    error = refusal({"a": 1, "b": 2})
+    assert error.sentence == "the request has 3 problems; the first: 'instances' is missing; give an array of rows"
+    assert error.problems[1].problem.startswith("'a' is no key of a request")
+
+
+@pytest.mark.parametrize("key", ["dataframe_split", "dataframe_records", "inputs", "parameters", "params"])
+def test_a_form_of_the_clouds_is_told_where_it_is_taken(key):
+    error = refusal({"instances": [], key: {}})
+    assert error.sentence.startswith(f"{key!r} is no key of a request here; /invocations takes this form (known: instances, ")
+
+
 def test_every_problem_with_the_options_is_listed_with_those_of_the_rows():
     error = refusal(
         {"instances": [["1", 2]], "coverage": [90, 0.5], "quantiles": ["x"], "samples": 1.5, "seed": -1, "strict": 1}
