@@ -13,6 +13,7 @@ from models.conformal import largest_coverage
 from models.manifest import Column, Manifest
 from service.codecs.features import features_of, read_instances
 from service.codecs.infer import COVERAGE, WHOLE
+from service.codecs.rows import SIGNATURE
 from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
 from service.codecs.tensors import TEXT
 
@@ -71,7 +72,11 @@ def request_schema(columns: Sequence[Column] | None) -> dict[str, Any]:
         "type": "object",
         "required": ["instances"],
         "additionalProperties": False,
-        "properties": {"instances": {"type": "array", "items": instance}, **BODY_OPTIONS},
+        "properties": {
+            "instances": {"type": "array", "items": instance},
+            **BODY_OPTIONS,
+            SIGNATURE[0]: {"const": SIGNATURE[1], "description": "as TensorFlow Serving's clients send it"},
+        },
     }
 
 

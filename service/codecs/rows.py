@@ -22,6 +22,8 @@ from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLar
 from service.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
+SIGNATURE = ("signature_name", "serving_default")
+"""What TensorFlow Serving's clients send beside the rows; it does nothing."""
 _KEYS = ("instances", *OPTIONS)
 _CLOUD_KEYS = (*KEYS_OF_REQUESTS, *OPTIONS)
 _ROWS_ALONE = frozenset(["instances"])
@@ -239,7 +241,7 @@ def _read(
         request = rewrite(request)
     if not isinstance(request, dict):
         raise InvalidRequestError(f'the body is {json_type(request)}; send an object: {{"instances": [...]}}')
-    strange = [key for key in request if key not in _KEYS]
+    strange = [key for key in request if key not in _KEYS and (key, request[key]) != SIGNATURE]
     problems = [Problem(_about_key(key, _KEYS if rewrite is None else _CLOUD_KEYS)) for key in strange[:ENOUGH_PROBLEMS]]
     instances = request.get("instances")
     if isinstance(instances, list):
@@ -264,6 +266,8 @@ def _read(
 
 def _about_key(key: str, known: Sequence[str]) -> str:
     """Why a request has no such key."""
+    if key == SIGNATURE[0]:
+        return f"{key!r} is not {SIGNATURE[1]!r}, the only one of a model"
     if key in _CLOUD_KEYS and key not in known:
         return f"{key!r} is no key of a request here; /invocations takes this form (known: {', '.join(known)})"
     return f"{key[:100]!r} is no key of a request{nearest(key, known)} (known: {', '.join(known)})"

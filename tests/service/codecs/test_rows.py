@@ -64,6 +64,12 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
     assert "'coverages' is no key of a request; did you mean 'coverage'?" in refusal({"instances": [], "coverages": 1}).sentence
 
 
+def test_the_only_signature_of_a_model_may_be_named():
+    assert read({"instances": [[1, 2]], "signature_name": "serving_default"}).question.x.tolist() == [[1.0, 2.0]]
+    sentence = "'signature_name' is not 'serving_default', the only one of a model"
+    assert refusal({"instances": [], "signature_name": ["serving_default"]}).sentence == sentence
+
+
 def test_a_row_alone_is_told_first_that_rows_stand_in_instances():
     error = refusal({"a": 1, "b": 2})
     assert error.sentence == "the request has 3 problems; the first: 'instances' is missing; give an array of rows"
