@@ -60,6 +60,10 @@ class InvalidRequestError(ServiceError):
     reason = "invalid"
 
 
+class NotJSONError(InvalidRequestError):
+    """The body is no JSON."""
+
+
 class UnauthorizedError(ServiceError):
     """No key, or none that the service knows."""
 

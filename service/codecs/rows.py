@@ -18,7 +18,7 @@ from service.codecs.features import Features, Rows, joined, read_instances
 from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_parts
 from service.codecs.unusual import find_unusual, unknown_category_problems, warnings_about
 from service.codecs.words import json_type, nearest
-from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, TooLargeError, refuse
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, NotJSONError, Problem, TooLargeError, refuse
 from service.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
@@ -66,7 +66,7 @@ def read_request(
 ) -> RowsRequest:
     """The request that a V1 body holds; `rewrite` makes a V1 request of an object in another form.
 
-    Raises InvalidRequestError with all its problems, or TooLargeError.
+    Raises InvalidRequestError with all its problems, NotJSONError, or TooLargeError.
     """
     request = in_parts(body, KEYS_OF_ROWS, places_of_rows)
     if request is not None:
@@ -290,7 +290,7 @@ def _document(body: bytes, features: Features, rewrite: Rewrite | None) -> Any:
         problems = numbers_that_json_has_not(body, features, rewrite)
         if problems:
             raise refuse(problems) from error
-        raise InvalidRequestError(f"the body is not valid JSON: {error}" if body else "the body is empty; send JSON") from error
+        raise NotJSONError(f"the body is not valid JSON: {error}" if body else "the body is empty; send JSON") from error
 
 
 def numbers_that_json_has_not(body: bytes, features: Features, rewrite: Rewrite | None = None) -> list[Problem]:

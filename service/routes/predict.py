@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import orjson
 from starlette.types import Scope
 
 from service.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Content, header
 from service.codecs.clouds import as_v1
-from service.codecs.rows import Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import SEARCHED_BYTES, Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
+from service.errors import InvalidRequestError, NotJSONError
 from service.inference.batcher import Part
 from service.model import ServedModel
 from service.predictions import CalibratedTargets, Question, check_finite, predict
@@ -25,9 +27,12 @@ def _reader(rewrite: Rewrite | None) -> Callable[[Limits, ServedModel, Scope, by
         form = FORMATS.get(_media_type(scope))
         if form is None:
             refuse_options(scope["query_string"])
-            request = read_request(
-                body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
-            )
+            try:
+                request = read_request(
+                    body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
+                )
+            except NotJSONError as error:
+                raise InvalidRequestError(error.sentence + _what_else(scope, body)) from error
         else:
             query = scope["query_string"]
             request = read_table(body, query, form, model.features, targets=targets, default_coverage=coverage, limits=limits)
@@ -67,6 +72,20 @@ def _media_type(scope: Scope) -> bytes:
     base = given.partition(b";")[0].strip().lower()
     base = OTHER_NAMES.get(base, base)
     return base if base in FORMATS else JSON  # clients send JSON under all kinds of names
+
+
+def _what_else(scope: Scope, body: bytes) -> str:
+    """What to add where a body that is read as JSON is none."""
+    given = (header(scope, b"content-type") or JSON).partition(b";")[0]
+    if b"json" not in given.lower():
+        tables = ", ".join(name.decode() for name in FORMATS)
+        return f" (Content-Type {given[:100].decode('latin-1')!r} is read as JSON here; tables are {tables})"
+    line, _, rest = body[:SEARCHED_BYTES].partition(b"\n")
+    try:
+        instance = orjson.loads(line) if rest.lstrip()[:1] in (b"{", b"[") else None
+    except orjson.JSONDecodeError:
+        return ""
+    return " (its first line is: for an instance a line, send Content-Type application/x-ndjson)" if instance else ""
 
 
 def _reading_takes_long(model: ServedModel, scope: Scope, body: bytes) -> bool:

@@ -485,6 +485,53 @@ async def test_other_names_of_tables(repository, name, usual, body):
 
 
 @pytest.mark.parametrize(
+    ("media_type", "body", "told"),
+    [
+        (
+            "application/x-parquet",
+            b"PAR1\xff",
+            "(Content-Type 'application/x-parquet' is read as JSON here; tables are text/csv, ",
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\n",
+            "(Content-Type 'multipart/form-data' is read as JSON here; tables are ",
+        ),
+        (
+            "text/tab-separated-values",
+            b"a\tb\n1\t2\n",
+            "(Content-Type 'text/tab-separated-values' is read as JSON here; tables",
+        ),
+        (
+            "application/json",
+            b"[1, 2]\n[3, 4]\n",
+            "(its first line is: for an instance a line, send Content-Type application/x-nd",
+        ),
+        (
+            None,
+            b'{"a": 1}\n\n{"a": 2}\n',
+            "(its first line is: for an instance a line, send Content-Type application/x-ndjson)",
+        ),
+    ],
+)
+async def test_what_is_no_json_is_told_what_else_there_is(repository, media_type, body, told):
+    async with running(repository) as service:
+        headers = {"content-type": media_type} if media_type else {}
+        for path in ("/v1/models/m:predict", "/invocations"):
+            refused = await service.http.post(path, content=body, headers=headers)
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith("the body is not valid JSON: ")
+            assert told in refused.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [}', b'{"instances": [\n{', b"{}\n}", b""])
+async def test_json_that_is_broken_is_taken_for_nothing_else(repository, body):
+    async with running(repository) as service:
+        refused = await service.http.post("/v1/models/m:predict", content=body, headers={"content-type": "application/json"})
+    assert "first line" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
     ("media_type", "none", "one", "told"),
     [("text/csv", "a,b\n", "1,2\n", "y_mean,y_std,y_epistemic_std\n"), ("application/x-ndjson", "", "[1, 2]\n", "")],
 )
