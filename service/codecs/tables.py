@@ -18,7 +18,7 @@ import orjson
 from models.manifest import Column
 from models.words import MISSING
 from service.codecs.cells import read_number
-from service.codecs.features import Features, Rows, UnknownCategory, joined, read_column, read_instances
+from service.codecs.features import Features, Rows, UnknownCategory, first_names, joined, read_column, read_instances
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
 from service.codecs.rows import (
     OPTIONS,
@@ -139,7 +139,7 @@ def _header(lines: Iterator[list[str]], features: Features) -> tuple[list[str], 
         if len(first) not in (0, len(features.names)):
             raise InvalidRequestError(
                 f"the first line has {len(first)} cells and none is a feature; give a header of feature names, or rows of all "
-                f"{len(features.names)} features ({', '.join(features.names[:5])}{', ...' if len(features.names) > 5 else ''})"
+                f"{len(features.names)} features ({first_names(features)}), with commas between"
             )
         before: list[list[str]] = [[]] * empty if line else []
         return list(features.names), _filled(chain(before, [line] if line else [], lines), columns=len(features.names))

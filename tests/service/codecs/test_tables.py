@@ -16,7 +16,10 @@ from service.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
 
 NUMERIC_FEATURES, MIXED_FEATURES = features_of(NUMERIC), features_of(MIXED)
-NEITHER = "the first line has 3 cells and none is a feature; give a header of feature names, or rows of all 2 features (a, b)"
+NEITHER = (
+    "the first line has 3 cells and none is a feature; give a header of feature names, or rows of all 2 features (a, b), "
+    "with commas between"
+)
 CSV, NDJSON = FORMATS[b"text/csv"], FORMATS[b"application/x-ndjson"]
 
 
@@ -134,6 +137,7 @@ def test_options_of_a_json_request_do_not_stand_in_the_query():
         (",a\n0,1\n", ["a column has no name; write the table without its row index (index=False in pandas)"]),
         ("a,a\n1,2\n", ["column 'a' stands twice in the header"]),
         ("1,2,3\n", [NEITHER]),
+        ("a;b\n1;2\n", [NEITHER.replace("3 cells", "1 cells")]),
         ('a,b\n"1,2\n', ["the body is not valid CSV: unexpected end of data"]),
         (b"a,b\n\xff,2\n", ["the body is not UTF-8 (byte 4)"]),
     ],
