@@ -36,6 +36,8 @@ MODEL_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """Must match the whole name of a version's folder."""
 MODEL_FILE = "model.onnx"
 """In a version's folder."""
+LABELS_FILE = "labels.json"
+"""Beside a model's versions."""
 
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[NDArray[np.float64], NDArray[np.float64]], Arrays]

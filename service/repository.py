@@ -18,7 +18,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
+from models.artifact import LABELS_FILE, MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
 from service.errors import NotFoundError, UnavailableError
 from service.files import Signature, signature
 from service.inference.session import DeviceError
@@ -26,7 +26,6 @@ from service.model import ServedModel
 
 logger = logging.getLogger("service")
 
-LABELS_FILE = "labels.json"
 UNLOADED_FILE = "unloaded"
 """Beside a model's versions, it keeps all of them unloaded: in every process that serves the folder, and after a restart."""
 

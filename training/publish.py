@@ -1,5 +1,6 @@
 """Put a model file into a model repository: `<repository>/<name>/<version>/model.onnx`, whole or not at all."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -7,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError, flush_folder, open_model
+from models.artifact import LABELS_FILE, MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError, flush_folder, open_model
 
 _UNFINISHED = ".publishing-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -50,6 +51,16 @@ def versions(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if MODEL_VERSION.fullmatch(entry.name))
 
 
+def _labelled(path: Path) -> list[int]:
+    """The versions that labels name, also those that were removed: a label must not come to mean another model by itself."""
+    try:
+        labels = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):  # which the service tells
+        return []
+    named = labels.values() if isinstance(labels, dict) else ()
+    return [version for version in named if type(version) is int and MODEL_VERSION.fullmatch(str(version))]
+
+
 def _unfinished_folder(folder: Path) -> Path:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +69,7 @@ def _unfinished_folder(folder: Path) -> Path:
 
 
 def _renamed_to_next_version(unfinished: Path, folder: Path) -> Path:
-    version = max(versions(folder), default=0) + 1
+    version = max([*versions(folder), *_labelled(folder / LABELS_FILE)], default=0) + 1
     while True:
         if not MODEL_VERSION.fullmatch(str(version)):
             raise ArtifactError(f"{folder}: holds version {version - 1}, and no service reads a higher one; remove that folder")

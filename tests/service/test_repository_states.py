@@ -302,7 +302,7 @@ class RepositoryStates(RuleBasedStateMachine):
 
     def _publish(self, name, number):
         path = publish(files()[0] / f"{number}.onnx", self.path, name=name)
-        version = max(self.disk[name].files, default=0) + 1
+        version = max([*self.disk[name].files, *(self.disk[name].labels or {}).values()], default=0) + 1
         assert path.parent.name == str(version)
         self._wrote(name, version, number)
 

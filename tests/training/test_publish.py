@@ -43,6 +43,23 @@ def test_the_next_version_is_one_above_the_highest(model, tmp_path):
     assert publish(model, tmp_path, name="sine").parent.name == "11"
 
 
+def test_a_version_that_was_removed_is_not_made_again_while_a_label_names_it(model, tmp_path):
+    for _ in range(3):
+        publish(model, tmp_path, name="sine")
+    (tmp_path / "sine" / "labels.json").write_text('{"old": 1, "stable": 3}')
+    shutil.rmtree(tmp_path / "sine" / "3")
+    assert publish(model, tmp_path, name="sine").parent.name == "4"
+
+
+@pytest.mark.parametrize(
+    "labels", ["{", "[7]", '{"a": "7", "b": true, "c": -7, "d": 7.0}', '{"a": 1' + "0" * 5000 + "}", "[" * 100_000]
+)
+def test_labels_that_name_no_version_are_passed_over(model, tmp_path, labels):
+    (tmp_path / "sine").mkdir()
+    (tmp_path / "sine" / "labels.json").write_text(labels)
+    assert publish(model, tmp_path, name="sine").parent.name == "1"
+
+
 def test_models_have_versions_of_their_own(model, tmp_path):
     assert [publish(model, tmp_path, name=name).parent.name for name in ("a", "b", "a")] == ["1", "1", "2"]
 
