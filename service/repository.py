@@ -63,6 +63,8 @@ class Entry:
     """Present, but older than those kept loaded."""
     labels: dict[str, int] = field(default_factory=dict)
     labels_problem: str | None = None
+    lost_labels: frozenset[str] = frozenset()
+    """That name versions which are not there."""
     touched: int = 0
     """As it was when what failed was tried last."""
     awaited: bool = True
@@ -321,6 +323,7 @@ class Repository:
             return
         # Only now: there is no moment in which a request finds neither the old nor the new.
         entry.labels = labels
+        _tell_lost_labels(name, entry, found)
         entry.unloaded = frozenset(found.versions.keys() - kept)
         entry.unloaded_by_hand = found.unloaded
         if entry.default is not None:
@@ -442,6 +445,14 @@ def _labels(path: Path) -> tuple[dict[str, int], str | None]:
         if not MODEL_NAME.fullmatch(label) or type(version) is not int or version < 1:
             return {}, f"{path} holds {label!r}: {version!r}; it must be {expected}"
     return labels, None
+
+
+def _tell_lost_labels(name: str, entry: Entry, found: Found) -> None:
+    """Say once which labels name versions that are not there."""
+    lost = frozenset(label for label, version in entry.labels.items() if version not in found.versions)
+    for label in sorted(lost - entry.lost_labels):
+        logger.warning("label %s of model %s names version %d, which is not there", label, name, entry.labels[label])
+    entry.lost_labels = lost
 
 
 def _not_ready(name: str, entry: Entry) -> str:

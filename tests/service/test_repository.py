@@ -62,6 +62,18 @@ async def test_labels_name_versions(repository):
         models.model("m", label="gone")
 
 
+async def test_a_label_whose_version_goes_is_told_once(repository, caplog):
+    write_version(repository, 2)
+    (repository / "m" / "labels.json").write_text('{"stable": 2, "old": 1}')
+    models = await scanned(repository)
+    told = "label stable of model m names version 2, which is not there"
+    assert told not in caplog.text
+    shutil.rmtree(repository / "m" / "2")
+    await models.rescan()
+    await models.rescan()
+    assert caplog.text.count("which is not there") == caplog.text.count(told) == 1
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"stable": "1"}', '{"stable": true}', '{"a b": 1}', '{"stable": 0}'])
 async def test_a_bad_labels_file_leaves_the_labels_as_they_were_and_is_told(repository, text):
     labels = repository / "m" / "labels.json"
