@@ -197,16 +197,36 @@ def coverage_range(
     The central part of Beta(k, rows + 1 - k), with k the calibration scores within the interval (equal-tailed: the
     difference of the ranks); (1.0, 1.0) where the interval is infinite. Source: Vovk 2012.
     """
-    if interval == "symmetric":
-        within = conformal_rank(coverage, rows=rows)
-    else:
-        lower, upper = equal_tailed_ranks(coverage, rows=rows)
-        within = upper - lower
+    within = _scores_within(coverage, rows=rows, interval=interval)
     if within > rows:
         return 1.0, 1.0
     tail = (1 - probability) / 2
     low, high = special.betaincinv(within, rows + 1 - within, np.array([tail, 1 - tail]))
     return float(low), float(high)
+
+
+def least_observed(
+    coverage: float, groups: Sequence[tuple[int, int]], *, interval: IntervalKind, probability: float = 0.99
+) -> float:
+    """The smallest share of new rows within their intervals that is no surprise: all but 1 - `probability` of cases hold more.
+
+    groups: (new rows, calibration rows) of each group with intervals of its own, whose rows are all exchangeable. The new
+    rows of a group within are beta-binomial; their sum is drawn 10 000 times, with the same seed.
+    """
+    random, total = np.random.default_rng(0), np.zeros(10_000)
+    for new, rows in groups:
+        within = _scores_within(coverage, rows=rows, interval=interval)
+        share = 1.0 if within > rows else random.beta(within, rows + 1 - within, size=len(total))
+        total += random.binomial(new, share, size=len(total))
+    return float(np.quantile(total, 1 - probability, method="lower")) / sum(new for new, _ in groups)
+
+
+def _scores_within(coverage: float, *, rows: int, interval: IntervalKind) -> int:
+    """How many of rows + 1 equal parts of probability an interval holds; rows + 1 where it is infinite."""
+    if interval == "symmetric":
+        return conformal_rank(coverage, rows=rows)
+    lower, upper = equal_tailed_ranks(coverage, rows=rows)
+    return upper - lower
 
 
 _DEPENDENT: dict[Dependence, str] = {

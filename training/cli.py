@@ -139,24 +139,36 @@ def evaluate(
     model: Model,
     table: Table,
     as_json: Annotated[bool, typer.Option("--json", help="The scores as JSON")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="End with status 1 where the default intervals hold fewer rows than chance explains")
+    ] = False,
     drop_missing_target: DropMissingTarget = False,
     delimiter: Delimiter = ",",
 ) -> None:
     """Score a model on the rows of a table that it has not seen."""
     from training.calibrate import require_new_table
-    from training.evaluate import predicted, scores
+    from training.evaluate import least_expected, predicted, scores, too_low
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
     x, y, unusual = read_x_y(table, manifest, drop_missing_target=drop_missing_target, delimiter=delimiter)
     require_new_table(table, manifest, to_score=True)
     _say_unusual(unusual)
-    by_target = scores(predicted(run, x, y, manifest), targets=manifest.targets, network=manifest.network)
+    predictions = predicted(run, x, y, manifest)
+    by_target = scores(predictions, targets=manifest.targets, network=manifest.network)
+    low = too_low(predictions, manifest, by_target)
+    for sentence in low:
+        terminal.say(f"note: {sentence}")
     if as_json:
-        document = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
+        document: dict[str, Any] = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
+        for t, (name, one) in enumerate(by_target.items()):
+            for interval, told in zip(one.intervals, document["targets"][name]["intervals"], strict=True):
+                told["least_expected_coverage"] = least_expected(predictions, manifest.calibration, interval, t)
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         terminal.show_scores(f"{table.name}, {len(y)} rows", {"model": by_target}, rows=len(y))
+    if check and low:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from models import conformal, metrics
 from models.artifact import Run
 from models.distributions import distribution
-from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
+from models.manifest import Calibration, Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS
 from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
 from training.errors import FitError
@@ -171,6 +171,34 @@ def evaluation(
         targets=scores(predictions, targets=targets, network=network),
         baselines=scored,
     )
+
+
+def least_expected(predictions: Predictions, calibration: Calibration, interval: IntervalScores, target: int) -> float | None:
+    """The smallest observed coverage that chance explains in 99 of 100 cases where the rows are as those that calibrated.
+
+    None where that is not known: rows that depend on each other, or intervals that nothing calibrated.
+    """
+    if calibration.method == "none" or calibration.dependence is not None:
+        return None
+    bounded = predictions.bounded(interval.coverage, target)
+    groups = [(int(bounded[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]
+    counted = [(new, rows) for new, rows in groups if new]
+    return conformal.least_observed(interval.coverage, counted, interval=calibration.interval)
+
+
+def too_low(predictions: Predictions, manifest: Manifest, scored: dict[str, Scores]) -> list[str]:
+    """A sentence about each target of which fewer values lie within the default intervals than chance explains."""
+    sentences = []
+    for t, (name, one) in enumerate(scored.items()):
+        for interval in one.intervals:
+            coverage, observed = interval.coverage, interval.observed_coverage
+            least = least_expected(predictions, manifest.calibration, interval, t)
+            if coverage == manifest.default_coverage and least is not None and observed < least:
+                sentences.append(
+                    f"{observed:.1%} of {name} lie within the intervals of coverage {coverage:g}; chance leaves at least "
+                    f"{least:.1%} in 99 of 100 cases, so these rows are unlike those that calibrated: calibrate or fit anew"
+                )
+    return sentences
 
 
 def outliers(predictions: Predictions, targets: list[Target], *, again: str = "fit") -> list[str]:

@@ -18,6 +18,7 @@ from models.conformal import (
     guarantee,
     interval_factors,
     largest_coverage,
+    least_observed,
     probability_up_to,
     quantile_factors,
     residual_nodes,
@@ -496,3 +497,14 @@ def test_few_nodes_average_exponentials_as_all_residuals_do(rows):
     few, every = np.exp(2 * nodes), np.exp(2 * residuals)
     for power in (1, 2):
         np.testing.assert_allclose(few**power @ weights, (every**power).mean(axis=1), rtol=0.005)
+
+
+@pytest.mark.parametrize("interval", ["symmetric", "equal_tailed"])
+def test_the_least_observed_share_is_that_of_the_beta_binomial_law(interval):
+    within = conformal_rank(0.9, rows=99) if interval == "symmetric" else 90
+    exact = stats.betabinom(500, within, 100 - within).ppf(0.01) / 500
+    assert least_observed(0.9, [(500, 99)], interval=interval) == pytest.approx(exact, abs=0.006)
+    many = stats.binom(500, 0.9).ppf(0.01) / 500
+    assert least_observed(0.9, [(500, 99_999)], interval=interval) == pytest.approx(many, abs=0.006)
+    assert exact < least_observed(0.9, [(250, 99), (250, 99)], interval=interval) < many, "two groups even out"
+    assert least_observed(0.99, [(7, 9)], interval=interval) == 1.0, "an infinite interval"

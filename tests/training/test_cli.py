@@ -202,6 +202,25 @@ def test_predict_evaluate_calibrate_and_publish_a_model(command, model, mixed_ro
         assert (tmp_path / "repository" / "mixed" / str(version) / "model.onnx").exists()
 
 
+def test_an_evaluation_tells_where_fewer_rows_than_chance_explains_lie_within(command, model, mixed_rows, tmp_path):
+    predicted, within, outside = tmp_path / "predicted.csv", tmp_path / "within.csv", tmp_path / "outside.csv"
+    command("predict", model, mixed_rows, "-o", predicted)
+    middle = pl.read_csv(predicted)["y_mean"]
+    rows = pl.read_csv(mixed_rows)
+    far = pl.when(pl.int_range(pl.len()) < 20).then(1e15).otherwise(0.0)
+    for path, y in ((within, middle), (outside, middle + far)):
+        rows.with_columns(y=y).write_csv(path)
+    for path, checked, expected in ((within, True, 0), (outside, False, 0), (outside, True, 1)):
+        status, out, err = command("evaluate", model, path, "--json", *(["--check"] if checked else []))
+        assert (status, "of y lie within the intervals of coverage 0.9; chance leaves at least" in err) == (
+            expected,
+            path == outside,
+        )
+        (shown,) = [one for one in json.loads(out)["targets"]["y"]["intervals"] if one["coverage"] == 0.9]
+        assert 0.75 < shown["least_expected_coverage"] < 0.85
+        assert (shown["observed_coverage"] < shown["least_expected_coverage"]) == (path == outside)
+
+
 def test_a_calibration_tells_of_a_value_far_from_its_prediction(command, model, mixed_rows, tmp_path):
     _, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx")
     assert "stds away" not in err
