@@ -21,6 +21,8 @@ def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] |
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
+KEY_NAME = "errorbar.key"
+"""In the ASGI scope: the name of the key that a request came with."""
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
 JSON = b"application/json"

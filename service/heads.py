@@ -13,7 +13,8 @@ from service.routes.hot import Route
 _END = b"\r\n\r\n"
 _MOST_HEADS = 1000
 _MOST_BYTES = 2048
-"""Longest head that is remembered; times their number it bounds the memory, to a few megabytes."""
+_MOST_LINES = 50
+"""Longest head that is remembered; times their number it bounds the memory, to ten megabytes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class KnownHeads:
         text = data[: len(data) - head.body_bytes]
         # With other line ends, or some before it, the head may end elsewhere than `find` sees
         usual = text.startswith(b"POST ") and b"\n" not in text.replace(b"\r\n", b"")
-        if usual and len(text) <= _MOST_BYTES:
+        if usual and len(text) <= _MOST_BYTES and text.count(b"\n") <= _MOST_LINES:
             if len(self._heads) >= _MOST_HEADS:
                 self._heads.clear()
             self._heads[text] = head

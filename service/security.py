@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.artifact import write_atomically
-from service.answers import Content, error_content, header, send_content
+from service.answers import KEY_NAME, Content, error_content, header, send_content
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.files import Signature, signature
 from service.metrics import ServiceMetrics
@@ -69,8 +69,8 @@ class Keys:
         self._problem = ""
         self._next_check = time.monotonic() + _CHECK_SECONDS
 
-    def check(self, presented: bytes | None, scope: KeyScope) -> None:
-        """Raise UnauthorizedError or ForbiddenError unless `presented` is a key that has `scope`."""
+    def check(self, presented: bytes | None, scope: KeyScope) -> str:
+        """The name of the key that is `presented` and has `scope`. Raises UnauthorizedError, ForbiddenError."""
         self._refresh()
         if presented is None:
             raise UnauthorizedError("this service needs a key; send the header 'Authorization: Bearer <key>'")
@@ -78,8 +78,10 @@ class Keys:
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]  # all of them, whichever it is
         if not found:
             raise UnauthorizedError("this key is not known to the service")
-        if not any(scope in key.scopes or "admin" in key.scopes for key in found):
+        allowed = next((key for key in found if scope in key.scopes or "admin" in key.scopes), None)
+        if allowed is None:
             raise ForbiddenError(f"key {found[0].name!r} lacks the scope {scope!r}")
+        return allowed.name
 
     def _refresh(self) -> None:
         now = time.monotonic()
@@ -128,7 +130,7 @@ class Guard:
                 raise ForbiddenError("loading and unloading models needs a key of scope 'admin', and this service has no keys "
                                      "(setting keys)")  # fmt: skip
         elif scope["path"] not in self._open:
-            self._keys.check(_presented(scope), "admin" if admin else "predict")
+            scope[KEY_NAME] = self._keys.check(_presented(scope), "admin" if admin else "predict")
 
 
 class Guarded:

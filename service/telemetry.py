@@ -15,7 +15,7 @@ from typing import BinaryIO, TextIO, cast
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.answers import Content, header, send_content
+from service.answers import KEY_NAME, Content, header, send_content
 from service.errors import error_body
 from service.metrics import ServiceMetrics
 
@@ -64,6 +64,8 @@ class RequestWatch:
             "status": status,
             "milliseconds": round(seconds * 1e3, 3),
         }
+        if KEY_NAME in scope:
+            extra["key"] = scope[KEY_NAME]
         forwarded = header(scope, b"x-forwarded-for")
         if forwarded is not None:
             extra["forwarded_for"] = forwarded[:_LOGGED_BYTES].decode("latin-1").encode("unicode_escape").decode()

@@ -93,6 +93,7 @@ class _Supervisor:
                 return status if self._stopping.is_set() else 1
             connection.wait([process.sentinel for process in left], timeout=1.0)
             if time.monotonic() > self._last:
+                self._last = math.inf
                 _kill([process for process in left if process.is_alive()])
 
     def _replace(self, place: int) -> None:

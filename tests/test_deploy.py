@@ -93,6 +93,29 @@ def test_the_values_of_settings_are_taken(monkeypatch):
         assert settings.drain_seconds >= probe_seconds(pod["containers"][0]["readinessProbe"])
 
 
+def test_systemd_lets_the_service_end_and_open_its_connections(monkeypatch):
+    unit = (DEPLOY / "errorbar.service").read_text()
+    for name, value in re.findall(r"^Environment=(ERRORBAR_\w+)=(.+)$", unit, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.drain_seconds > 0
+    assert int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1]) > settings.drain_seconds + settings.shutdown_seconds
+    assert int(re.search(r"^LimitNOFILE=(\d+)$", unit, re.MULTILINE)[1]) >= settings.max_connections + 100
+
+
+def test_nginx_lets_through_what_the_service_takes():
+    proxy, settings = (DEPLOY / "nginx.conf").read_text(), Settings()
+    assert int(re.search(r"client_max_body_size (\d+)m;", proxy)[1]) * 2**20 == settings.max_body_bytes
+    assert int(re.search(r"proxy_read_timeout (\d+)s;", proxy)[1]) > settings.deadline_seconds
+    assert f"server 127.0.0.1:{settings.port};" in proxy
+
+
+def test_a_disruption_leaves_a_pod_that_serves():
+    budget, deployment = kubernetes("PodDisruptionBudget")["spec"], kubernetes("Deployment")["spec"]
+    assert budget["selector"] == deployment["selector"]
+    assert 1 <= budget["minAvailable"] < deployment["replicas"]
+
+
 def probe_seconds(probe):
     """How long it may take until a pod that is not ready is known as such."""
     return probe["failureThreshold"] * (probe["periodSeconds"] + probe["timeoutSeconds"])

@@ -27,6 +27,23 @@ NETWORK_PREFIX = "network."
 RANK_GUARD = 1e-9
 """Absorbs how a decimal coverage is represented: (n + 1) c is 28.000000000000004 for c = 0.28 and n = 99. Float noise of the
 product stays under 1e-11 for 100 000 rows, and a four-decimal coverage leaves at least 1e-4 to the next rank."""
+_ABOUT = {
+    "x": (
+        "A row a prediction, its features in the order of the manifest's columns (metadata errorbar.manifest): numbers as in "
+        "the training table, booleans 0 and 1, a category's place in its column's list (from 0), seconds since 1970-01-01 UTC "
+        "for a date or time. NaN is missing."
+    ),
+    "coverage": "Coverages of the intervals, above 0 and below 1, such as 0.9.",
+    "mean": "Mean of the predictive distribution, in the target's unit.",
+    "std": "Standard deviation of the predictive distribution, in the target's unit.",
+    "epistemic_std": "Spread between the members of the ensemble.",
+    "aleatoric_std": "Mean noise that the members see: std^2 = epistemic_std^2 + aleatoric_std^2.",
+    "location": "Mean of the transformed target.",
+    "scale": "Standard deviation of the transformed target: an end is location + scale * a calibration residual, mapped back.",
+    "lower": "Lower ends of the intervals; minus infinity, mapped back, where a coverage needs more calibration rows.",
+    "upper": "Upper ends of the intervals; infinity, mapped back, where a coverage needs more calibration rows.",
+}
+"""What a file says of its inputs and outputs to who opens it without errorbar."""
 LEAST_COVERAGE = RANK_GUARD
 """What a smaller coverage counts as: even one row gives it the first rank, and a billion rows no other."""
 
@@ -80,6 +97,8 @@ def calibrated_graph(
     inputs_by_name = {value.name: value for value in tail.input}
     del graph.input[:]
     graph.input.extend([inputs_by_name["x"], inputs_by_name["coverage"]])
+    for value in (*graph.input, *graph.output):
+        value.doc_string = _ABOUT[value.name]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="errorbar")
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)

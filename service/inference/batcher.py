@@ -54,6 +54,8 @@ Done = Callable[[Part | Exception], None]
 
 _MOST_TURNS = 4
 """A run waits at most this many turns of the event loop, while each brings more requests."""
+_LOOKED_AT = 1000
+"""So many waiting calls are looked at for a run: where each asks for other coverages, time must not grow with their square."""
 _THREAD_SECONDS = 0.05
 """How long a model keeps a thread before others get it."""
 
@@ -346,10 +348,10 @@ def _shared(calls: list[Call], *, rows: int) -> tuple[list[Call], list[Call]]:
     if len(calls) == 1:
         return calls, []
     chosen, others, total = [first], [], len(first.x)
-    for call in calls[1:]:
+    for call in calls[1:_LOOKED_AT]:
         if total + len(call.x) <= rows and call.joins(first):
             chosen.append(call)
             total += len(call.x)
         else:
             others.append(call)
-    return chosen, others
+    return chosen, others + calls[_LOOKED_AT:]

@@ -58,8 +58,9 @@ def test_what_is_not_one_whole_request_with_the_same_head_is_not_known(data):
         b" " + HEAD_OF_ROW + ROW,
         HEAD_OF_ROW + ROW + HEAD_OF_ROW + ROW,
         HEAD_OF_ROW[:-2] + b"X: %b\r\n\r\n" % (b"y" * 2000) + ROW,
+        HEAD_OF_ROW[:-2] + b"a:\r\n" * 60 + b"\r\n" + ROW,
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_unusual_heads_are_not_remembered(data):
     heads = KnownHeads()

@@ -1,10 +1,13 @@
+import contextlib
 import hashlib
+import hmac
 import json
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from service import security
@@ -65,6 +68,23 @@ def test_a_bad_file_is_refused_with_the_place(file, text, reason):
     file.write_text(text)
     with pytest.raises(KeysError, match=reason):
         Keys(file)
+
+
+def test_each_key_is_compared_in_constant_time_whichever_is_presented(file, monkeypatch):
+    presented = [add_key(file, name=name, scopes=frozenset(["predict"])) for name in ("a", "b", "c")]
+    keys, compare, compared = Keys(file), hmac.compare_digest, []
+
+    def counting(one, other):
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", counting)
+    for key in (*presented, "eb_wrong", ""):
+        compared.clear()
+        with contextlib.suppress(UnauthorizedError):
+            keys.check(key.encode(), "predict")
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        assert compared == [(hashlib.sha256(known.encode()).hexdigest(), digest) for known in presented]
 
 
 def test_a_file_that_could_not_be_read_is_read_once_it_can_be(file, monkeypatch, caplog):
@@ -184,6 +204,19 @@ async def test_keys_change_without_a_restart(repository, file, monkeypatch):
         assert [await status(old), await status(new)] == [401, 200]
         file.unlink()
         assert [await status(old), await status(new)] == [401, 200]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m:predict", "/v2/repository/index"])  # without ASGI, and with it
+def test_the_log_names_the_key_that_was_used(start, repository, file, path):
+    """So that one sees when an old key is used no more."""
+    keys = {name: add_key(file, name=name, scopes=frozenset(["predict"])) for name in ("old", "new")}
+    service = start(repository, "--keys", str(file), "--log-format", "json")
+    for key in (keys["old"], "eb_wrong", keys["new"], keys["old"]):
+        httpx.post(service.url + path, json=ROW if "predict" in path else {}, headers=bearer(key))
+    assert service.stop() == 0
+    lines = [json.loads(line) for line in service.log if path in line]
+    assert [line.get("key") for line in lines] == ["old", None, "new", "old"]
+    assert not any(key in "".join(service.log) for key in keys.values())
 
 
 @pytest.mark.anyio

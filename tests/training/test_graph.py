@@ -476,6 +476,13 @@ def test_the_residuals_stand_in_the_graph_as_a_constant():
     assert numpy_helper.to_array(scores)[:, 0].tolist() == rounded_outwards(ordered, 1).tolist()
 
 
+def test_a_file_tells_strangers_what_goes_in_and_comes_out():
+    graph = model().graph
+    told = {value.name: value.doc_string for value in (*graph.input, *graph.output)}
+    assert told.keys() == {"x", "coverage", *OUTPUTS}
+    assert all(told.values())
+
+
 @intervals
 def test_an_outlier_among_the_residuals_widens_no_interval_but_its_own(interval):
     residuals = draws(99)

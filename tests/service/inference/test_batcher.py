@@ -12,7 +12,7 @@ import pytest
 
 from models.manifest import Target
 from service.errors import DeadlineError, UnavailableError
-from service.inference.batcher import Batcher, RunLimits
+from service.inference.batcher import Batcher, Call, RunLimits, _shared
 from service.metrics import ModelMetrics
 
 pytestmark = pytest.mark.anyio
@@ -430,3 +430,25 @@ async def test_nobodys_answer_hangs_on_a_count(monkeypatch):
     while len(told) < 2 and asyncio.get_running_loop().time() < until_then:
         await asyncio.sleep(0.01)
     assert [type(error) for error in told] == [ZeroDivisionError] * 2
+
+
+@pytest.mark.parametrize("calls", [1000, 3000])
+def test_calls_that_share_no_run_are_told_apart_in_time_that_does_not_grow_squared(calls):
+    class Coverage(float):
+        compared = 0
+
+        def __eq__(self, other):
+            Coverage.compared += 1
+            return float(self) == float(other)
+
+        __hash__ = float.__hash__
+
+    def call(number):
+        coverage = (Coverage(number % 2999),)
+        return Call(np.zeros((1, 2)), coverage, ("mean",), small=True, came=0.0, deadline=1.0, done=lambda _: None)
+
+    waiting = [call(number) for number in range(calls)]
+    chosen, others = _shared(waiting, rows=64)
+    assert chosen == waiting[:1]
+    assert others == waiting[1:]
+    assert Coverage.compared < 1000
