@@ -34,8 +34,9 @@ LEFTOVER_BYTES = 256 * 1024 * 1024
 A connection that is closed while it sends is reset. To a proxy that is a failing server, which it leaves out for a while.
 """
 
-UNREAD_BYTES = 256 * 1024 * 1024
-"""This much may wait in memory for clients to read it, of all connections together."""
+UNREAD_BYTES_OF_A_NUMBER = 128
+"""So many bytes of answers may wait for clients to read them, of all together, for each number of the largest answer: room for
+several of that size."""
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
@@ -123,10 +124,9 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._metrics = metrics
         self._arriving_since: float | None = None
-        self._unread_since: float | None = None
+        self.unread_since: float | None = None
+        """Since when the client has not read much of an answer that waits for it."""
         self._unread_bytes = 0  # in the write buffer at that time
-        self.paused_at: float | None = None
-        """Since when an answer waits for the client to read it."""
         self._in_head = False
         self._headers = 0
         self._progress = 0  # grows with each head and each piece of a body
@@ -294,13 +294,13 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Called by the transport when the client reads too slowly."""
-        self.paused_at = self._unread_since = self.loop.time()
+        self.unread_since = self.loop.time()
         self._unread_bytes = self.transport.get_write_buffer_size()
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Called by the transport when the client has read on."""
-        self.paused_at = self._unread_since = None
+        self.unread_since = None
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
@@ -316,11 +316,11 @@ class Connection(HttpToolsProtocol):
         longest = self._limits.request_seconds
         if self.transport is None:
             return
-        if self._unread_since is not None:  # closing, too, waits for the client to read
+        if self.unread_since is not None:  # closing, too, waits for the client to read
             left = self.transport.get_write_buffer_size()
             if self._unread_bytes - left >= _READ_BYTES:
-                self._unread_since, self._unread_bytes = now, left
-            if now - self._unread_since > longest:
+                self.unread_since, self._unread_bytes = now, left
+            if now - self.unread_since > longest:
                 self.drop_unread()
         elif self.transport.is_closing():  # a few bytes that the client does not read keep it from closing
             self._closing_since = self._closing_since or now
@@ -333,11 +333,11 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     @staticmethod
-    def make_room(connections: Iterable["Connection"]) -> None:
-        """Drop those whose clients have not read for longest, where more than UNREAD_BYTES wait for clients."""
-        unread = [one for one in connections if one.paused_at is not None]
-        excess = sum(one.transport.get_write_buffer_size() for one in unread) - UNREAD_BYTES
-        for one in sorted(unread, key=lambda one: one.paused_at or 0.0):
+    def make_room(connections: Iterable["Connection"], *, most_bytes: int) -> None:
+        """Drop those whose clients have not read for longest, where more than `most_bytes` wait for several clients."""
+        unread = sorted((one for one in connections if one.unread_since is not None), key=lambda one: one.unread_since or 0.0)
+        excess = sum(one.transport.get_write_buffer_size() for one in unread) - most_bytes
+        for one in unread[:-1]:
             if excess <= 0:
                 return
             excess -= one.transport.get_write_buffer_size()
@@ -345,6 +345,7 @@ class Connection(HttpToolsProtocol):
 
     def drop_unread(self) -> None:
         """Close the connection now, with what its client has not read."""
+        logger.info("%s has not read its answers, and is cut off", self.client[0] if self.client else "a client")
         self._metrics.rejected["unread"] += 1
         self.transport.abort()
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.connections import Connection, ConnectionLimits
+from service.connections import UNREAD_BYTES_OF_A_NUMBER, Connection, ConnectionLimits
 from service.counts import SharedCounts
 from service.settings import Settings
 from service.state import ServiceState
@@ -85,7 +85,8 @@ class DrainingServer(uvicorn.Server):
             connections = [one for one in self.server_state.connections if isinstance(one, Connection)]
             for connection in connections:
                 connection.check(now)
-            Connection.make_room(connections)
+            most_bytes = UNREAD_BYTES_OF_A_NUMBER * self._state.settings.max_answer_values
+            Connection.make_room(connections, most_bytes=most_bytes)
         return await super().on_tick(counter)
 
 

@@ -154,6 +154,10 @@ def evaluate(
     x, y, unusual = read_x_y(table, manifest, drop_missing_target=drop_missing_target, delimiter=delimiter)
     require_new_table(table, manifest, to_score=True)
     _say_unusual(unusual)
+    calibration = manifest.calibration
+    if check and (calibration.method == "none" or calibration.dependence is not None):
+        why = "nothing calibrated it" if calibration.dependence is None else "its calibration rows depend on each other"
+        raise OptionError(f"--check: what chance explains is not known of this model, for {why}; compare the scores yourself")
     predictions = predicted(run, x, y, manifest)
     by_target = scores(predictions, targets=manifest.targets, network=manifest.network)
     low = too_low(predictions, manifest, by_target)
@@ -163,7 +167,7 @@ def evaluate(
         document: dict[str, Any] = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
         for t, (name, one) in enumerate(by_target.items()):
             for interval, told in zip(one.intervals, document["targets"][name]["intervals"], strict=True):
-                told["least_expected_coverage"] = least_expected(predictions, manifest.calibration, interval, t)
+                told["least_expected_coverage"] = least_expected(predictions, calibration, interval, t)
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         terminal.show_scores(f"{table.name}, {len(y)} rows", {"model": by_target}, rows=len(y))

@@ -173,8 +173,10 @@ def evaluation(
     )
 
 
-def least_expected(predictions: Predictions, calibration: Calibration, interval: IntervalScores, target: int) -> float | None:
-    """The smallest observed coverage that chance explains in 99 of 100 cases where the rows are as those that calibrated.
+def least_expected(
+    predictions: Predictions, calibration: Calibration, interval: IntervalScores, target: int, *, probability: float = 0.99
+) -> float | None:
+    """The smallest observed coverage that chance explains with `probability` where the rows are as those that calibrated.
 
     None where that is not known: rows that depend on each other, or intervals that nothing calibrated.
     """
@@ -183,20 +185,23 @@ def least_expected(predictions: Predictions, calibration: Calibration, interval:
     bounded = predictions.bounded(interval.coverage, target)
     groups = [(int(bounded[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]
     counted = [(new, rows) for new, rows in groups if new]
-    return conformal.least_observed(interval.coverage, counted, interval=calibration.interval)
+    return conformal.least_observed(interval.coverage, counted, interval=calibration.interval, probability=probability)
 
 
 def too_low(predictions: Predictions, manifest: Manifest, scored: dict[str, Scores]) -> list[str]:
-    """A sentence about each target of which fewer values lie within the default intervals than chance explains."""
+    """A sentence about each target of which fewer values lie within the default intervals than chance explains.
+
+    Of 100 models on rows like those that calibrated, one is told of, however many targets they have.
+    """
     sentences = []
     for t, (name, one) in enumerate(scored.items()):
         for interval in one.intervals:
             coverage, observed = interval.coverage, interval.observed_coverage
-            least = least_expected(predictions, manifest.calibration, interval, t)
+            least = least_expected(predictions, manifest.calibration, interval, t, probability=1 - 0.01 / len(scored))
             if coverage == manifest.default_coverage and least is not None and observed < least:
                 sentences.append(
-                    f"{observed:.1%} of {name} lie within the intervals of coverage {coverage:g}; chance leaves at least "
-                    f"{least:.1%} in 99 of 100 cases, so these rows are unlike those that calibrated: calibrate or fit anew"
+                    f"{observed:.1%} of {name} lie within the intervals of coverage {coverage:g}, and chance explains no less "
+                    f"than {least:.1%}: these rows are unlike those that calibrated; calibrate or fit anew"
                 )
     return sentences
 

@@ -44,7 +44,7 @@ _UNREAD = (
     (r"^[-+]?([$€£¥]\s?\d[\d.,']*|\d[\d.,']*\s?[%$€£¥]|\d{1,3}([,' ]\d{3}){2,})$", "write plain numbers, such as 1234.5"),
     (
         r"^[-+]?((\d[\d.,]*\s+|\d+[.,]\d+)[\p{L}°]\S{0,9}|\d+(km|cm|mm|m2|m²|kg|mg))$",
-        "write the number alone; --unit names the unit",
+        "if that is a unit, write the number alone; --unit names it",
     ),
 )
 """What is text here and was meant as a number or a date, and how to write it."""

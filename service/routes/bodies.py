@@ -15,6 +15,8 @@ LARGEST_BODIES = 16
 """There is room for so many bodies of the largest size that is allowed."""
 
 _GZIP = ("gzip", "x-gzip")
+_EITHER = 32 + zlib.MAX_WBITS
+"""zlib finds out whether the data is gzip or zlib."""
 _JOINED_ASIDE = 2**20
 """From so many bytes on, bytes.join lets other threads run."""
 
@@ -92,6 +94,14 @@ def encoding_of(scope: Scope) -> str | None:
     return None if encoding in ("", "identity") else encoding
 
 
+def beginning(body: bytes, *, size: int) -> bytes:
+    """The first `size` bytes of what a compressed body holds; empty where it is not compressed as it should be."""
+    try:
+        return zlib.decompressobj(wbits=_EITHER).decompress(body, size)
+    except zlib.error:
+        return b""
+
+
 def decompressed(scope: Scope, body: bytes, *, limit: int) -> bytes:
     """What a body of this request holds. Raises InvalidRequestError; TooLargeError where that is more than `limit` bytes."""
     encoding = encoding_of(scope)
@@ -99,7 +109,7 @@ def decompressed(scope: Scope, body: bytes, *, limit: int) -> bytes:
         return body
     if encoding not in (*_GZIP, "deflate"):
         raise InvalidRequestError(f"Content-Encoding {encoding[:40]!r} is not read here; send gzip, deflate or no encoding")
-    reader = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: zlib finds out whether the data is gzip or zlib
+    reader = zlib.decompressobj(wbits=_EITHER)
     try:
         plain = reader.decompress(body, limit + 1)
     except zlib.error as error:

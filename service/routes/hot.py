@@ -1,6 +1,7 @@
 """The routes that answer predictions, reached without FastAPI's routing, which takes a third of a small request's time."""
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -24,7 +25,7 @@ from service.inference.batcher import TOO_LATE, Part
 from service.metrics import OK
 from service.model import ServedModel
 from service.predictions import check_support
-from service.routes.bodies import BodyRoom, HeldBody, decompressed, encoding_of, receive_body
+from service.routes.bodies import SMALL_BYTES, BodyRoom, HeldBody, beginning, decompressed, encoding_of, receive_body
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
 from service.routes.protocol import Asked, Protocol
@@ -87,17 +88,16 @@ class Predictions:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await receive_body(scope, receive, limit=self._state.settings.max_body_bytes, held=held)
             work.arrived()
-            long = encoding_of(scope) is not None or route.protocol.reading_takes_long(model, scope, body)
-            asked = await self._in_thread(work, work.read, model, body) if long else work.read(model, body)
+            asked = await self._read(work, route.protocol, model, scope, body)
             del body
             held.free()
             question, seconds = asked.question, asked.timeout_seconds
             outputs = model.batcher.outputs(
-                question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds, since=work.started
+                question.x, coverage=question.coverage, outputs=asked.outputs, timeout_seconds=seconds, since=work.waiting_since
             )
             part = await _while_connected(outputs, receive)
             large = route.protocol.writing_takes_long(asked)
-            result = await self._in_thread(work, work.write, model, asked, part) if large else work.write(model, asked, part)
+            result = await self._in_thread(work.write, model, asked, part) if large else work.write(model, asked, part)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised below, once it is counted
             result = error
         finally:
@@ -107,10 +107,21 @@ class Predictions:
             raise result
         return result
 
-    async def _in_thread(self, work: "_Work", function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)` in a thread, one such at a time. Raises DeadlineError where its turn comes too late."""
+    async def _read(self, work: "_Work", protocol: Protocol, model: ServedModel, scope: Scope, body: bytes) -> Asked[Any]:
+        """What a body asks for. Raises DeadlineError where it waits too long to be read."""
+        encoded = encoding_of(scope) is not None
+        plain = beginning(body, size=SMALL_BYTES + 1) if encoded else body
+        large = encoded and len(plain) > SMALL_BYTES
+        if not large and not protocol.reading_takes_long(model, scope, plain):
+            return work.read(model, body)
+        last = work.waiting_since + self._state.settings.deadline_seconds
+        asked: Asked[Any] = await self._in_thread(work.read, model, body, last=last)
+        return asked
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any, last: float = math.inf) -> Any:
+        """`function(*arguments)` in a thread, one such at a time. Raises DeadlineError where its turn comes after `last`."""
         async with self._long_work:
-            if time.perf_counter() - work.started > self._state.settings.deadline_seconds:
+            if time.perf_counter() > last:
                 raise DeadlineError(TOO_LATE)
             return await asyncio.to_thread(function, *arguments)
 
@@ -126,7 +137,7 @@ class Predictions:
                 end(work.end(result))
                 return
             if route.protocol.writing_takes_long(asked):
-                self._keep(self._in_thread(work, work.write, model, asked, result), written)
+                self._keep(self._in_thread(work.write, model, asked, result), written)
                 return
             try:
                 content: Content | Exception = work.write(model, asked, result)
@@ -192,8 +203,7 @@ class _Work:
         self._scope = scope
         self._model: ServedModel | None = None
         self._asked: Asked[Any] | None = None
-        self.started = time.perf_counter()
-        """When the body was here whole."""
+        self._started = time.perf_counter()
         self._read_seconds = self._write_seconds = 0.0
         state.metrics.in_flight += 1
 
@@ -206,7 +216,12 @@ class _Work:
 
     def arrived(self) -> None:
         """The body is here whole: what it takes a client to send is no matter of the model's."""
-        self.started = time.perf_counter()
+        self._started = time.perf_counter()
+
+    @property
+    def waiting_since(self) -> float:
+        """When the body was here whole; the time that reading it took is none of waiting."""
+        return self._started + self._read_seconds
 
     def hand_over(self) -> None:
         """The request goes another way, which counts it."""
@@ -242,7 +257,7 @@ class _Work:
             outcome = "bug"
         if self._model is not None:
             counted = self._model.metrics
-            counted.finished(outcome, time.perf_counter() - self.started)
+            counted.finished(outcome, time.perf_counter() - self._started)
             counted.seconds["read"] += self._read_seconds
             counted.seconds["write"] += self._write_seconds
             if self._asked is not None:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.connections import LEFTOVER_BYTES, MOST_WAITING, UNREAD_BYTES, Connection, ConnectionLimits
+from service.connections import LEFTOVER_BYTES, MOST_WAITING, Connection, ConnectionLimits
 from service.metrics import ServiceMetrics
 from service.server import DrainingServer
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
@@ -226,28 +226,33 @@ def test_a_few_bytes_that_nobody_reads_do_not_keep_a_connection():
 
 
 def test_answers_that_nobody_reads_have_room_together():
-    def unread(size, paused_at):
+    def unread(size, since):
         transport = Mock()
         transport.get_write_buffer_size.return_value = size
-        return Mock(transport=transport, paused_at=paused_at)
+        return Mock(transport=transport, unread_since=since)
 
-    half = UNREAD_BYTES // 2
+    half = 50
     newest, oldest, reads, small = unread(half, 3.0), unread(half, 1.0), unread(10 * half, None), unread(1, 2.0)
-    Connection.make_room([newest, oldest, reads])
+    Connection.make_room([newest, oldest, reads], most_bytes=100)
     assert not oldest.drop_unread.called, "both have room"
-    Connection.make_room([newest, oldest, reads, small])
+    alone = unread(1000, 1.0)
+    Connection.make_room([alone, reads], most_bytes=100)
+    assert not alone.drop_unread.called, "a large answer that is being read"
+    Connection.make_room([newest, oldest, reads, small], most_bytes=100)
     assert [one.drop_unread.called for one in (newest, oldest, reads, small)] == [False, True, False, False]
 
 
 @pytest.mark.anyio
 async def test_the_server_makes_room_for_answers(monkeypatch):
-    server = DrainingServer(uvicorn.Config(Mock(), log_config=None), Mock())
+    state = Mock()
+    state.settings.max_answer_values = 10
+    server = DrainingServer(uvicorn.Config(Mock(), log_config=None), state)
     connection, told = Mock(spec=Connection), []
     server.server_state.connections = {connection, Mock()}
-    monkeypatch.setattr(Connection, "make_room", told.append)
+    monkeypatch.setattr(Connection, "make_room", lambda *asked, **options: told.append((*asked, options)))
     for tick in range(1, 6):
         assert not await server.on_tick(tick)
-    assert told == [[connection]]
+    assert told == [([connection], {"most_bytes": 1280})]
     connection.check.assert_called_once()
 
 

@@ -212,13 +212,27 @@ def test_an_evaluation_tells_where_fewer_rows_than_chance_explains_lie_within(co
         rows.with_columns(y=y).write_csv(path)
     for path, checked, expected in ((within, True, 0), (outside, False, 0), (outside, True, 1)):
         status, out, err = command("evaluate", model, path, "--json", *(["--check"] if checked else []))
-        assert (status, "of y lie within the intervals of coverage 0.9; chance leaves at least" in err) == (
+        assert (status, "of y lie within the intervals of coverage 0.9, and chance explains no less" in err) == (
             expected,
             path == outside,
         )
         (shown,) = [one for one in json.loads(out)["targets"]["y"]["intervals"] if one["coverage"] == 0.9]
         assert 0.75 < shown["least_expected_coverage"] < 0.85
         assert (shown["observed_coverage"] < shown["least_expected_coverage"]) == (path == outside)
+
+
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [({"dependence": "time"}, "its calibration rows depend on each other"), ({"method": "none"}, "nothing calibrated it")],
+)
+def test_a_check_that_cannot_tell_says_so(command, model, mixed_rows, tmp_path, update, why):
+    data, manifest = read_model(model)
+    calibration = manifest.calibration.model_copy(update=update)
+    write_model(data, manifest.model_copy(update={"calibration": calibration}), tmp_path / "other.onnx")
+    status, _, err = command("evaluate", tmp_path / "other.onnx", mixed_rows, "--check")
+    assert (status, f"--check: what chance explains is not known of this model, for {why}" in err) == (2, True)
+    status, out, _ = command("evaluate", tmp_path / "other.onnx", mixed_rows, "--json")
+    assert (status, json.loads(out)["targets"]["y"]["intervals"][0]["least_expected_coverage"]) == (0, None)
 
 
 def test_a_calibration_tells_of_a_value_far_from_its_prediction(command, model, mixed_rows, tmp_path):
