@@ -73,8 +73,8 @@ def _renamed_to_next_version(unfinished: Path, folder: Path) -> Path:
     while True:
         if not MODEL_VERSION.fullmatch(str(version)):
             raise ArtifactError(
-                f"{folder}: holds version {version - 1}, and no service reads a higher one; remove that folder, or the label that "
-                "names it"
+                f"{folder}: holds version {version - 1}, and no service reads a higher one; remove that folder, or the label "
+                "that names it"
             )
         try:
             return unfinished.rename(folder / str(version))

@@ -107,13 +107,18 @@ async def test_what_takes_long_is_done_one_at_a_time_and_the_wait_counts_in_the_
 
 async def test_reading_and_writing_are_no_waiting(repository, monkeypatch):
     """A request that waits for no other is answered, however long its own work takes."""
-    for name in ("read", "write"):
+    read, write = hot.decompressed, hot._Work.write
 
-        def slow(*arguments, work=getattr(hot._Work, name)):
-            time.sleep(0.4)
-            return work(*arguments)
+    def slow_read(*arguments, **options):
+        time.sleep(0.4)
+        return read(*arguments, **options)
 
-        monkeypatch.setattr(hot._Work, name, slow)
+    def slow_write(*arguments):
+        time.sleep(0.4)
+        return write(*arguments)
+
+    monkeypatch.setattr(hot, "decompressed", slow_read)
+    monkeypatch.setattr(hot._Work, "write", slow_write)
     async with running(repository, deadline_seconds=0.3) as service:
         answer = await service.predict(instances=[[1, 2]] * 20_000)
     assert answer.status_code == 200
