@@ -5,14 +5,13 @@ Small, plain requests for predictions are answered from here without ASGI (servi
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.direct import Direct
@@ -20,7 +19,7 @@ from service.errors import OverloadedError, error_body
 from service.heads import Head
 from service.metrics import ServiceMetrics
 from service.routes.bodies import HeldBody
-from service.routes.hot import GiveUp, Route
+from service.stand_ins import Exchange, Flow, UntilRead
 
 logger = logging.getLogger("service")
 
@@ -33,10 +32,6 @@ LEFTOVER_BYTES = 256 * 1024 * 1024
 
 A connection that is closed while it sends is reset. To a proxy that is a failing server, which it leaves out for a while.
 """
-
-UNREAD_BYTES_OF_A_NUMBER = 128
-"""So many bytes of answers may wait for clients to read them, of all together, for each number of the largest answer: room for
-several of that size."""
 
 _LAST_SECONDS = 0.25
 _READ_BYTES = 256 * 1024
@@ -51,52 +46,6 @@ class ConnectionLimits:
     request_seconds: float
     """A request must arrive in it, from its first byte or the connection's start; a client may not pause reading for longer."""
     connections: int
-
-
-class _Flow(FlowControl):
-    """Does not resume reading from a connection while requests wait for the one before them, whoever asks for it."""
-
-    def __init__(self, transport: Any, waiting: Sized):
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
-
-
-class _Exchange:
-    """A request that is answered without ASGI, in the place of uvicorn's cycle: it has the attributes that uvicorn asks for.
-
-    It is its own `message_event`, which is set when the client has gone.
-    """
-
-    def __init__(self, route: Route, *, keep_alive: bool):
-        self.route = route
-        self.chunks: list[bytes] = []
-        self.body_bytes = 0
-        self.give_up: GiveUp | None = None
-        self.keep_alive = keep_alive
-        self.disconnected = self.response_started = self.response_complete = False
-
-    @property
-    def message_event(self) -> "_Exchange":
-        return self
-
-    def set(self) -> None:
-        if self.give_up is not None:
-            self.give_up()
-
-
-class _UntilRead:
-    """The transport as uvicorn's cycle has it: to close it waits for the rest of the request (`LEFTOVER_BYTES`)."""
-
-    def __init__(self, connection: "Connection"):
-        self._connection = connection
-        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
-
-    def close(self) -> None:
-        self._connection.close_when_read()
 
 
 class Connection(HttpToolsProtocol):
@@ -142,7 +91,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Called by the event loop."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self.flow = Flow(transport, self.pipeline)
         self._arriving_since = self.loop.time()
         if len(self.connections) > self._limits.connections:
             limit = self._limits.connections
@@ -221,7 +170,7 @@ class Connection(HttpToolsProtocol):
         try:
             super().on_headers_complete()
             self._in_head = False
-            self.cycle.transport = _UntilRead(self)
+            self.cycle.transport = UntilRead(self.transport, close=self.close_when_read)
             if self._draining():
                 self.cycle.keep_alive = False
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as error:
@@ -231,7 +180,7 @@ class Connection(HttpToolsProtocol):
         """Called by the parser."""
         self._progress += 1
         exchange = self.cycle
-        if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
+        if self._direct is None or self._held is None or not isinstance(exchange, Exchange):
             super().on_body(body)
         elif not exchange.response_complete:
             exchange.chunks.append(body)
@@ -257,7 +206,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         self._arriving_since = self._leftover_bytes = None
         exchange = self.cycle
-        if self._direct is None or self._held is None or not isinstance(exchange, _Exchange):
+        if self._direct is None or self._held is None or not isinstance(exchange, Exchange):
             super().on_message_complete()
             return
         if exchange.response_complete:  # refused while it arrived
@@ -332,17 +281,6 @@ class Connection(HttpToolsProtocol):
         elif self._idle_since is not None and now - self._idle_since > self.timeout_keep_alive:
             self.transport.close()
 
-    @staticmethod
-    def make_room(connections: Iterable["Connection"], *, most_bytes: int) -> None:
-        """Drop those whose clients have not read for longest, where more than `most_bytes` wait for several clients."""
-        unread = sorted((one for one in connections if one.unread_since is not None), key=lambda one: one.unread_since or 0.0)
-        excess = sum(one.transport.get_write_buffer_size() for one in unread) - most_bytes
-        for one in unread[:-1]:
-            if excess <= 0:
-                return
-            excess -= one.transport.get_write_buffer_size()
-            one.drop_unread()
-
     def drop_unread(self) -> None:
         """Close the connection now, with what its client has not read."""
         logger.info("%s has not read its answers, and is cut off", self.client[0] if self.client else "a client")
@@ -376,7 +314,7 @@ class Connection(HttpToolsProtocol):
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
-    def _exchange(self) -> _Exchange | None:
+    def _exchange(self) -> Exchange | None:
         """The exchange that begins if the request is a plain one for a prediction and none is before it."""
         if self._direct is None or self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete):
             return None
@@ -389,7 +327,7 @@ class Connection(HttpToolsProtocol):
             return None
         scope: Any = self.scope
         scope["method"], scope["path"], scope["query_string"] = "POST", path.decode(), query
-        return _Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
+        return Exchange(route, keep_alive=parser.should_keep_alive() and not self._draining())
 
     def _begin_known(self, data: bytes) -> bool:
         """If `data` is one request with a head that is known, begin it."""
@@ -399,7 +337,7 @@ class Connection(HttpToolsProtocol):
         if known is None:
             return False
         head, body = known
-        self.cycle = _Exchange(head.route, keep_alive=not self._draining())
+        self.cycle = Exchange(head.route, keep_alive=not self._draining())
         self._begin(self._direct, self.cycle, {**head.scope, "client": self.client}, body)
         return True
 
@@ -407,15 +345,15 @@ class Connection(HttpToolsProtocol):
         """If `data` was one whole request, remember its head."""
         exchange = self.cycle
         complete = self._arriving_since is None
-        if self._direct is not None and isinstance(exchange, _Exchange) and exchange.keep_alive and complete:
+        if self._direct is not None and isinstance(exchange, Exchange) and exchange.keep_alive and complete:
             scope: Any = self.scope
             self._direct.heads.add(data, Head(exchange.route, scope, body_bytes=exchange.body_bytes))
 
-    def _begin(self, direct: Direct, exchange: _Exchange, scope: Any, body: bytes) -> None:
+    def _begin(self, direct: Direct, exchange: Exchange, scope: Any, body: bytes) -> None:
         self._running = exchange
         exchange.give_up = direct.begin(exchange.route, scope, body, done=partial(self._answer, exchange))
 
-    def _answer(self, exchange: _Exchange, head: bytes, body: bytes) -> None:
+    def _answer(self, exchange: Exchange, head: bytes, body: bytes) -> None:
         exchange.response_started = exchange.response_complete = True
         exchange.give_up = None
         if exchange.disconnected or self.transport.is_closing():

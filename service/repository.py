@@ -1,4 +1,4 @@
-"""The model repository: reads `<repository>/<name>/<version>/model.onnx` and `labels.json`, watches them, swaps models.
+"""The model repository: watches its folder (service/scan.py), loads and swaps models.
 
 A version is read, verified (SHA-256, golden rows), loaded and warmed up before anybody sees it; requests in flight keep
 the model they have. A file that cannot be served leaves what there is in place, and its reason is told.
@@ -6,11 +6,8 @@ the model they have. A file that cannot be served leaves what there is in place,
 
 import asyncio
 import contextlib
-import errno
-import json
 import logging
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,36 +15,19 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from models.artifact import LABELS_FILE, MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
+from models.artifact import MODEL_FILE, MODEL_NAME, MODEL_VERSION, ArtifactError
 from service.errors import NotFoundError, UnavailableError
-from service.files import Signature, signature
+from service.files import Signature
 from service.inference.session import DeviceError
 from service.model import ServedModel
+from service.scan import UNLOADED_FILE, Found, RepositoryFolder, identity
 
 logger = logging.getLogger("service")
-
-UNLOADED_FILE = "unloaded"
-"""Beside a model's versions, it keeps all of them unloaded: in every process that serves the folder, and after a restart."""
 
 Load = Callable[[Path, str, int], ServedModel]
 """`load(path, name, version)`; raises ArtifactError or DeviceError with the reason."""
 
-Identity = tuple[int, int]
-"""Device and inode of a folder."""
-
 _MISSING_FOLDER_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Found:
-    """A model's folder as a scan found it."""
-
-    versions: dict[int, Signature]
-    labels: dict[str, int]
-    labels_problem: str | None = None
-    unloaded: bool = False
-    touched: int = 0
-    """When a version came or went, or `load` was asked for: ns."""
 
 
 @dataclass
@@ -100,15 +80,11 @@ class Repository:
         self._reloads = Counter[str]() if reloads is None else reloads
         self._stopping = stopping
         self._scanning = asyncio.Lock()
-        self._left_out: set[Path] = set()
-        self._unreadable: set[str] = set()
-        """Names of folders that this process may not read: what is served of them stays."""
+        self._folder = RepositoryFolder(path)
         self._waiting_for: str | None = None
         self._was_ready = False
         self._served_once: set[str] = set()
         self._watch_problem: str | None = None
-        self._identity: Identity | None = None
-        """Of the folder that was read last."""
         self._outage: str | None = None
 
     def waiting_for(self) -> str | None:
@@ -206,12 +182,12 @@ class Repository:
         """Bring the served models in step with the folder; one scan at a time."""
         async with self._scanning:
             try:
-                found = await asyncio.to_thread(self._scan)
+                found = await asyncio.to_thread(self._folder.read, had_models=bool(self.entries))
             except OSError as error:  # an outage of the file system takes no model away
                 self._tell_outage(str(error))
                 return
             self._tell_outage(None)
-            for name in self.entries.keys() - found.keys() - self._unreadable:
+            for name in self.entries.keys() - found.keys() - self._folder.unreadable:
                 del self.entries[name]
                 logger.info("model %s was removed", name)
             for name, folder in found.items():
@@ -233,7 +209,7 @@ class Repository:
 
     async def _watch_folder(self) -> None:
         """Watch the folder that stands there now, until another does."""
-        watched = _identity(self.path)
+        watched = identity(self.path)
         if watched is None:
             await asyncio.sleep(_MISSING_FOLDER_SECONDS)
             await self.rescan()
@@ -252,60 +228,8 @@ class Repository:
         async with contextlib.aclosing(changes):
             async for _ in changes:
                 await self.rescan()
-                if _identity(self.path) != watched:
+                if identity(self.path) != watched:
                     return
-
-    def _scan(self) -> dict[str, Found]:
-        """What the folder holds. Raises OSError where that cannot be told, as where a volume is gone that was there before."""
-        before = _identity(self.path)
-        found = self._found()
-        if self.entries and before is None:
-            raise FileNotFoundError(f"{self.path} is gone")
-        if before != _identity(self.path):
-            raise OSError(f"{self.path} was replaced while it was read")
-        if self.entries and not found and before != self._identity:  # what stands there when a volume is no longer mounted
-            raise FileNotFoundError(f"{self.path} is another folder, without a model")
-        self._identity = before
-        return found
-
-    def _found(self) -> dict[str, Found]:
-        found, unreadable = {}, set()
-        for folder in _folders(self.path):
-            if MODEL_NAME.fullmatch(folder.name):
-                try:
-                    versions = self._versions(folder)
-                    unloaded = os.path.lexists(folder / UNLOADED_FILE)
-                except PermissionError as error:
-                    if folder.name not in self._unreadable:
-                        logger.error("%s cannot be read, and stays as it was: %s", folder, error)  # noqa: TRY400
-                    unreadable.add(folder.name)
-                    continue
-                if versions:
-                    labels, problem = _labels(folder / LABELS_FILE)
-                    found[folder.name] = Found(versions, labels, problem, unloaded=unloaded, touched=_touched(folder))
-            elif not folder.name.startswith("."):
-                self._leave_out(folder, "a model's name is letters, digits, '.', '_' and '-'")
-        self._unreadable = unreadable
-        return found
-
-    def _versions(self, folder: Path) -> dict[int, Signature]:
-        versions = {}
-        for entry in _folders(folder):
-            if MODEL_VERSION.fullmatch(entry.name):
-                try:
-                    versions[int(entry.name)] = signature((entry / MODEL_FILE).stat())
-                except FileNotFoundError:  # no model file, or gone since the folder was listed
-                    continue
-                except OSError:  # a loop of links, say: of no concern to other models; loading it will tell the reason
-                    versions[int(entry.name)] = (0, 0, 0)
-            elif not entry.name.startswith(".") and os.path.lexists(entry / MODEL_FILE):
-                self._leave_out(entry, "a version is a whole number from 1, such as 3")
-        return versions
-
-    def _leave_out(self, folder: Path, reason: str) -> None:
-        if folder not in self._left_out:
-            self._left_out.add(folder)
-            logger.warning("%r is left out: %s", str(folder), reason)
 
     async def _update(self, name: str, found: Found) -> None:
         """Bring one model in step with its folder."""
@@ -391,60 +315,6 @@ class Repository:
         if waiting_for is not None and waiting_for != self._waiting_for:
             logger.warning("not ready: %s", waiting_for)
         self._waiting_for = waiting_for
-
-
-def _identity(folder: Path) -> Identity | None:
-    """What tells a folder from another that takes its place; None where there is none."""
-    try:
-        status = folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if _is_folder(entry))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _is_folder(entry: Path) -> bool:
-    """Whether an entry is a folder, or a link to one. An odd link must not keep the others from being found."""
-    try:
-        return entry.is_dir()
-    except PermissionError:  # to look into it will tell
-        return True
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return False
-
-
-def _touched(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:  # gone since it was listed
-        return 0
-
-
-def _labels(path: Path) -> tuple[dict[str, int], str | None]:
-    """The labels of a model, and what is wrong with the file."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return {}, f"{path} is no regular file"
-        labels = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}, None
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, f"{path} cannot be read ({error})"
-    expected = 'an object of labels and versions, such as {"stable": 3}'
-    if not isinstance(labels, dict):
-        return {}, f"{path} is not {expected}"
-    for label, version in labels.items():
-        if not MODEL_NAME.fullmatch(label) or type(version) is not int or version < 1:
-            return {}, f"{path} holds {label!r}: {version!r}; it must be {expected}"
-    return labels, None
 
 
 def _tell_lost_labels(name: str, entry: Entry, found: Found) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -17,13 +18,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.connections import UNREAD_BYTES_OF_A_NUMBER, Connection, ConnectionLimits
+from service.connections import Connection, ConnectionLimits
 from service.counts import SharedCounts
 from service.settings import Settings
 from service.state import ServiceState
 
 logger = logging.getLogger("service")
 
+_UNREAD_BYTES_OF_A_NUMBER = 128
+"""So many bytes of answers may wait for clients to read them, of all together, for each number of the largest answer: room for
+several of that size."""
 
 _CHECK_TICKS = 5
 _LAST_ACCEPT_SECONDS = 0.05
@@ -33,6 +37,17 @@ _OTHER_FILES = 100
 """Open files that are no connections, and those that are being refused."""
 _SWITCH_SECONDS = 0.0005
 """How long a thread keeps Python's global lock while another waits for it; Python's default is ten times that."""
+
+
+def make_room(connections: Iterable[Connection], *, most_bytes: int) -> None:
+    """Drop those whose clients have not read for longest, where more than `most_bytes` wait for several clients."""
+    unread = sorted((one for one in connections if one.unread_since is not None), key=lambda one: one.unread_since or 0.0)
+    excess = sum(one.transport.get_write_buffer_size() for one in unread) - most_bytes
+    for one in unread[:-1]:
+        if excess <= 0:
+            return
+        excess -= one.transport.get_write_buffer_size()
+        one.drop_unread()
 
 
 class DrainingServer(uvicorn.Server):
@@ -85,8 +100,8 @@ class DrainingServer(uvicorn.Server):
             connections = [one for one in self.server_state.connections if isinstance(one, Connection)]
             for connection in connections:
                 connection.check(now)
-            most_bytes = UNREAD_BYTES_OF_A_NUMBER * self._state.settings.max_answer_values
-            Connection.make_room(connections, most_bytes=most_bytes)
+            most_bytes = _UNREAD_BYTES_OF_A_NUMBER * self._state.settings.max_answer_values
+            make_room(connections, most_bytes=most_bytes)
         return await super().on_tick(counter)
 
 

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from service.connections import LEFTOVER_BYTES, MOST_WAITING, Connection, ConnectionLimits
 from service.metrics import ServiceMetrics
-from service.server import DrainingServer
+from service.server import DrainingServer, make_room
 from tests.service.live import HEAD, ROW, Process, answers, connected, post, read, until
 
 
@@ -233,12 +233,12 @@ def test_answers_that_nobody_reads_have_room_together():
 
     half = 50
     newest, oldest, reads, small = unread(half, 3.0), unread(half, 1.0), unread(10 * half, None), unread(1, 2.0)
-    Connection.make_room([newest, oldest, reads], most_bytes=100)
+    make_room([newest, oldest, reads], most_bytes=100)
     assert not oldest.drop_unread.called, "both have room"
     alone = unread(1000, 1.0)
-    Connection.make_room([alone, reads], most_bytes=100)
+    make_room([alone, reads], most_bytes=100)
     assert not alone.drop_unread.called, "a large answer that is being read"
-    Connection.make_room([newest, oldest, reads, small], most_bytes=100)
+    make_room([newest, oldest, reads, small], most_bytes=100)
     assert [one.drop_unread.called for one in (newest, oldest, reads, small)] == [False, True, False, False]
 
 
@@ -249,7 +249,7 @@ async def test_the_server_makes_room_for_answers(monkeypatch):
     server = DrainingServer(uvicorn.Config(Mock(), log_config=None), state)
     connection, told = Mock(spec=Connection), []
     server.server_state.connections = {connection, Mock()}
-    monkeypatch.setattr(Connection, "make_room", lambda *asked, **options: told.append((*asked, options)))
+    monkeypatch.setattr("service.server.make_room", lambda *asked, **options: told.append((*asked, options)))
     for tick in range(1, 6):
         assert not await server.on_tick(tick)
     assert told == [([connection], {"most_bytes": 1280})]

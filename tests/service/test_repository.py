@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.artifact import ArtifactError
-from service import repository as module
+from service import scan
 from service.errors import NotFoundError, UnavailableError
 from service.inference.batcher import RunLimits
 from service.inference.session import Device, DeviceError
@@ -237,7 +237,7 @@ async def test_an_outage_of_the_file_system_takes_no_model_away(repository, monk
     def outage(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("service.repository._folders", outage)
+    monkeypatch.setattr("service.scan._folders", outage)
     await models.rescan()
     assert models.model("m").version == 1
 
@@ -306,7 +306,7 @@ async def test_an_empty_folder_where_a_volume_was_mounted_takes_no_model_away(re
 
 
 async def test_a_repository_that_goes_while_it_is_read_takes_no_model_away(repository, monkeypatch):
-    models, folders = await scanned(repository), module._folders
+    models, folders = await scanned(repository), scan._folders
 
     def going(path):
         found = folders(path)
@@ -314,7 +314,7 @@ async def test_a_repository_that_goes_while_it_is_read_takes_no_model_away(repos
             repository.rename(repository.with_name("away"))
         return found
 
-    monkeypatch.setattr(module, "_folders", going)
+    monkeypatch.setattr(scan, "_folders", going)
     await models.rescan()
     assert models.model("m").version == 1
 
@@ -453,7 +453,7 @@ async def test_a_model_is_not_told_to_be_unloaded_while_the_repository_cannot_be
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_folders", fail)
+        patched.setattr(scan, "_folders", fail)
         for change in (models.unload, models.load):
             with pytest.raises(UnavailableError, match="the repository cannot be read, so 'm' stays as it is for now"):
                 await change("m")

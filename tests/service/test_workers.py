@@ -188,9 +188,21 @@ class Worker:
         return self.exitcode is None
 
 
+def end_all(supervisor):
+    supervisor._stopping.set()
+    for process in supervisor._processes:
+        process.exitcode = 0
+
+
+@pytest.fixture
+def supervisor(tmp_path, monkeypatch):
+    """Of two workers; it takes no signals."""
+    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
+    return workers._Supervisor(Settings(workers=2), tmp_path)
+
+
 @pytest.mark.parametrize(("ended", "status"), [([None, -9], 0), ([-9, -9], 1)])
-def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(tmp_path, monkeypatch, caplog, ended, status):
-    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
+def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(supervisor, monkeypatch, caplog, ended, status):
     tries = []
 
     def start(place):
@@ -204,11 +216,8 @@ def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(tmp
 
     def wait(sentinels, timeout):
         if len(tries) == 3:
-            supervisor._stopping.set()
-            for process in supervisor._processes:
-                process.exitcode = 0
+            end_all(supervisor)
 
-    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(workers.connection, "wait", wait)
     monkeypatch.setattr(supervisor, "_start", start)
     assert supervisor.run() == status
@@ -217,11 +226,9 @@ def test_a_worker_that_cannot_be_started_is_tried_again_while_another_serves(tmp
         assert caplog.text.count("it cannot be started; again in a second") == 2
 
 
-def test_the_status_of_a_worker_that_ends_unseen_counts(tmp_path, monkeypatch):
+def test_the_status_of_a_worker_that_ends_unseen_counts(supervisor, monkeypatch):
     """It ends when the supervisor has looked at it and not yet asked who is left."""
-    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
     one, other = Worker(), Worker()
-    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(supervisor, "_start", lambda place: supervisor._processes.append((other, one)[place]))
 
     def wait(sentinels, timeout):
@@ -236,21 +243,14 @@ def test_the_status_of_a_worker_that_ends_unseen_counts(tmp_path, monkeypatch):
     assert supervisor.run() == signal.SIGKILL
 
 
-def test_workers_that_end_all_at_once_are_replaced(tmp_path, monkeypatch):
-    supervisor = workers._Supervisor(Settings(workers=2), tmp_path)
+def test_workers_that_end_all_at_once_are_replaced(supervisor, monkeypatch):
     started = []
 
     def start(place):
         started.append(place)
         supervisor._processes[place : place + 1] = [Worker(-9 if len(started) <= 2 else None)]
 
-    def wait(sentinels, timeout):
-        supervisor._stopping.set()
-        for process in supervisor._processes:
-            process.exitcode = 0
-
-    monkeypatch.setattr(workers.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(workers.connection, "wait", wait)
+    monkeypatch.setattr(workers.connection, "wait", lambda sentinels, timeout: end_all(supervisor))
     monkeypatch.setattr(supervisor, "_start", start)
     assert (supervisor.run(), started) == (0, [0, 1, 0, 1])
 
