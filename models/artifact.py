@@ -242,6 +242,10 @@ def _parse_manifest(text: bytes, *, where: str) -> Manifest:
             ) from error
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
+        if first["type"] == "extra_forbidden":
+            raise ArtifactError(
+                f"{where}: its manifest holds {place}, which this errorbar does not know: a newer one wrote it; install that"
+            ) from error
         raise ArtifactError(f"{where}: has an invalid manifest ({place}: {first['msg']})") from error
 
 

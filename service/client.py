@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -35,7 +36,7 @@ _TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts
 """How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
 _MISSING = ("NaTType", "NAType", "MaskedConstant")
 """Types of pandas and NumPy."""
-_BYTES = bytes | bytearray
+_BYTES = bytes | bytearray | memoryview
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_NON_STR_KEYS  # a text of NumPy is no `str` to it
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
@@ -271,7 +272,7 @@ def _rows(given: Any) -> Iterable[Any]:
 
 def _row(row: Any, number: int) -> Any:
     """A row with values that JSON has, by name where it has names."""
-    if is_dataclass(row):
+    if is_dataclass(row) and not isinstance(row, type):
         row = {field.name: getattr(row, field.name) for field in fields(row)}
     for method in ("_asdict", "model_dump"):  # of a named tuple; of pydantic
         if hasattr(row, method):
@@ -283,10 +284,11 @@ def _row(row: Any, number: int) -> Any:
     if names is not None:
         _check_names(names, f"row {number}")
         return {name: _value(row[name], number) for name in names}
+    if isinstance(row, _BYTES | AbstractSet):
+        what = "bytes" if isinstance(row, _BYTES) else "a set, which has no order"
+        raise ErrorbarError(f"row {number} is {what}; give values by name, or all values in the model's order")
     if hasattr(row, "tolist") and getattr(dtype, "kind", "") not in ("m", "M"):  # NumPy makes numbers of times
         row = row.tolist()
-    if isinstance(row, _BYTES):
-        raise ErrorbarError(f"row {number} is bytes; give values by name, or all values in the model's order")
     return [_value(value, number) for value in row] if isinstance(row, Iterable) and not isinstance(row, str) else row
 
 

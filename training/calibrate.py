@@ -263,7 +263,7 @@ def recalibrate(
         columns=old.columns,
         targets=old.targets,
         calibration=calibration,
-        float64=outputs_float64(graph),
+        float64=outputs_float64(graph) or any(target.transform != "identity" for target in old.targets),
         target_scale=old.network.target_scale,
     ).SerializeToString()
     update = {

@@ -147,7 +147,7 @@ def evaluate(
 ) -> None:
     """Score a model on the rows of a table that it has not seen."""
     from training.calibrate import require_new_table
-    from training.evaluate import least_expected, predicted, scores, too_low
+    from training.evaluate import bounded_values, least_expected, predicted, scores, too_low
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
@@ -163,6 +163,11 @@ def evaluate(
     low = too_low(predictions, manifest, by_target)
     for sentence in low:
         terminal.say(f"note: {sentence}")
+    bounded = bounded_values(manifest, by_target)
+    if check and not bounded:
+        raise OptionError(f"--check: no row has a finite interval of coverage {manifest.default_coverage:g}")
+    if check and bounded < y.size:
+        terminal.say(f"note: only {bounded} of {y.size} values have a finite interval and were checked")
     if as_json:
         document: dict[str, Any] = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
         for t, (name, one) in enumerate(by_target.items()):

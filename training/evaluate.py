@@ -206,6 +206,12 @@ def too_low(predictions: Predictions, manifest: Manifest, scored: dict[str, Scor
     return sentences
 
 
+def bounded_values(manifest: Manifest, scored: dict[str, Scores]) -> int:
+    """The number of values, of all targets, with a finite interval of the default coverage."""
+    intervals = [interval for one in scored.values() for interval in one.intervals]
+    return sum(interval.rows or 0 for interval in intervals if interval.coverage == manifest.default_coverage)
+
+
 def outliers(predictions: Predictions, targets: list[Target], *, again: str = "fit") -> list[str]:
     """A sentence about each target's row that is farthest from its prediction, where so far that it may be a mistake."""
     farthest = [_farthest(predictions, t, target) for t, target in enumerate(targets)]

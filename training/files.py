@@ -11,7 +11,7 @@ import difflib
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOBase
@@ -84,12 +84,13 @@ def read_batches(
     batch_rows: int = 65536,
     delimiter: str = ",",
     as_it_stands: bool = False,
+    words: Collection[str] = (),
 ) -> Iterator[pl.DataFrame]:
     """The table in pieces of `batch_rows` rows, in the file's order, in memory that does not grow with the file.
 
     Every row of the file is a row here, also one without any value. A CSV column is String, with missing words as null;
     a Parquet column has its own type. `as_it_stands` leaves text with its blanks and missing words, for `cleaned` to take
-    out. The file is checked when this is called, before the first piece.
+    out; `words` are not missing ones. The file is checked when this is called, before the first piece.
 
     Raises TableError where the file is no table or has no such column.
     """
@@ -98,13 +99,13 @@ def read_batches(
     source = open_table(path, delimiter=delimiter)
     names = list(columns) if columns is not None else source.names
     require_columns(names, source.names, what=f"{source.path.name} has no column")
-    lazy = _as_it_stands(source).select(names) if as_it_stands else scan(source, names)
+    lazy = _as_it_stands(source).select(names) if as_it_stands else scan(source, names, words)
     return _batches(lazy, source, batch_rows)
 
 
-def cleaned(frame: pl.DataFrame) -> pl.DataFrame:
+def cleaned(frame: pl.DataFrame, words: Collection[str] = ()) -> pl.DataFrame:
     """Columns as they stand in a file -> as `scan` gives them: text is stripped, null where missing."""
-    return frame.select(_cleaned(name, kind) for name, kind in frame.schema.items())
+    return frame.select(_cleaned(name, kind, words) for name, kind in frame.schema.items())
 
 
 def _batches(lazy: pl.LazyFrame, source: Source, batch_rows: int) -> Iterator[pl.DataFrame]:
@@ -150,11 +151,14 @@ def open_table(path: Path | str, *, delimiter: str = ",") -> Source:
     return source
 
 
-def scan(source: Source, names: Sequence[str]) -> pl.LazyFrame:
-    """The named columns, lazily. Text is stripped, null where missing; other types of Parquet are as stored."""
+def scan(source: Source, names: Sequence[str], words: Collection[str] = ()) -> pl.LazyFrame:
+    """The named columns, lazily. Text is stripped, null where missing; other types of Parquet are as stored.
+
+    words: those that are not missing values, though others take them for such.
+    """
     lazy = _as_it_stands(source)
     types = lazy.collect_schema()
-    return lazy.select(_cleaned(name, types[name]) for name in names)
+    return lazy.select(_cleaned(name, types[name], words) for name in names)
 
 
 def _as_it_stands(source: Source) -> pl.LazyFrame:
@@ -164,11 +168,11 @@ def _as_it_stands(source: Source) -> pl.LazyFrame:
     return _scan_csv(source.path, source.delimiter, source.names)
 
 
-def _cleaned(name: str, kind: pl.DataType) -> pl.Expr:
+def _cleaned(name: str, kind: pl.DataType, words: Collection[str]) -> pl.Expr:
     if kind != pl.String:
         return pl.col(name)
     text = pl.col(name).str.strip_chars()
-    return pl.when(~text.is_in(MISSING)).then(text).alias(name)
+    return pl.when(~text.is_in(MISSING.difference(words))).then(text).alias(name)
 
 
 def collect(lazy: pl.LazyFrame, source: Source) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from models.manifest import Manifest
 from training.calibrate import Values
 from training.errors import OptionError, TableError
 from training.files import cleaned, read_batches
-from training.schema import encode, encode_targets, unusual
+from training.schema import encode, encode_targets, known_words, unusual
 
 BATCH_ROWS = 65536
 _MOMENTS = ("mean", "std", "epistemic_std")
@@ -73,7 +73,7 @@ def predict_table(
     def frames() -> Iterator[pl.DataFrame]:
         row = 1
         for frame in batches:
-            features = cleaned(frame.select(manifest.feature_names))
+            features = cleaned(frame.select(manifest.feature_names), known_words(manifest.columns))
             x, unknown = encode(features, manifest.columns, rows=np.arange(row, row + frame.height))
             strange.update(unusual(x, manifest.columns, unknown))
             in_group.update(manifest.calibration_groups(x).tolist())
@@ -117,7 +117,7 @@ def read_x_y(
     parts, row = [], 1
     strange: Counter[str] = Counter()
     names = list(dict.fromkeys([*manifest.feature_names, *manifest.target_names]))
-    for frame in read_batches(table, columns=names, delimiter=delimiter):
+    for frame in read_batches(table, columns=names, delimiter=delimiter, words=known_words(manifest.columns)):
         y = encode_targets(frame, manifest.targets, first_row=row)
         rows = np.arange(row, row + frame.height)
         row += frame.height

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.manifest import Column, Kind, Target
-from models.words import FLAGS
+from models.words import FLAGS, MISSING
 from training.errors import TableError
 from training.files import require_columns
 
@@ -50,6 +50,11 @@ _UNREAD = (
 """What is text here and was meant as a number or a date, and how to write it."""
 _EXCEL_ERRORS = ("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!")
 """What Excel writes for a formula that failed; its #N/A is a missing value."""
+
+
+def known_words(columns: Sequence[Column]) -> set[str]:
+    """The categories that elsewhere are words for a missing value: models may know such from before the word was one."""
+    return {category for column in columns for category in column.categories or () if category in MISSING}
 
 
 def encode(
@@ -132,7 +137,7 @@ def describe(
     name = series.name
     missing = missing_count(series)
     if missing == len(series):
-        raise TableError(f"column {name!r} has no value in any row; {_leave_out(name)}")
+        raise TableError(f"column {name!r} has no value in any row; {leave_out(name)}")
     kind: Kind = "categorical" if categorical else infer_kind(series)
     categories, integer = None, False
     notes: list[str] = []
@@ -144,7 +149,7 @@ def describe(
         i = int(np.nanargmax(np.abs(values)))
         raise TableError(
             f"column {name!r} holds {values[i]:g} in data row {rows[i]}, about the largest that float64 has; make it missing "
-            f"if it stands for that, or {_leave_out(name)}"
+            f"if it stands for that, or {leave_out(name)}"
         )
     column = Column(name=name, kind=kind, categories=categories, missing=missing / len(series), integer=integer)
     if kind in ("numeric", "datetime"):
@@ -158,7 +163,7 @@ def describe(
     if known.min() == known.max():
         notes.append(f"column {name!r} has the same value in every row that has one: it carries nothing")
     elif column.integer and missing == 0 and len(known) > 1 and np.all(np.diff(known) == 1):
-        notes.append(f"column {name!r} counts the rows; if it is only their number, {_leave_out(name)}")
+        notes.append(f"column {name!r} counts the rows; if it is only their number, {leave_out(name)}")
     return column, values, notes
 
 
@@ -195,7 +200,7 @@ def column_values(
         found = _replaced(texts, codes)
         if integer:  # 8001 is the category 08001, unless there is one 8001 too
             plain = _without_zeros(pl.Series(codes.keys(), dtype=pl.String))
-            found = found.fill_null(_replaced(_without_zeros(texts), dict(zip(plain, codes.values(), strict=True))))
+            found = found.fill_null(_replaced(_without_zeros(texts), dict(zip(plain, codes.values(), strict=True)) | codes))
         return _floats(found)
     _refuse_nested(series)
     convert, wanted = {
@@ -312,7 +317,7 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
         reason = mixed or f"it reads as an id or free text{_hint(series)}"
         raise TableError(
             f"column {name!r} is text with {counts.height} different values in {filled} rows; {reason}: "
-            f"{_leave_out(name)}, or keep it with --categorical {shlex.quote(name)}"
+            f"{leave_out(name)}, or keep it with --categorical {shlex.quote(name)}"
         )
     why = f": {mixed}" if mixed else "" if named else _hint(series)
     if why:
@@ -328,7 +333,8 @@ def _categories(series: pl.Series, max_categories: int, *, named: bool, rows: Ro
     return categories, integer, notes
 
 
-def _leave_out(name: str) -> str:
+def leave_out(name: str) -> str:
+    """The way out where a column cannot be a feature."""
     return f"leave it out with --exclude {shlex.quote(name)}"
 
 
@@ -338,7 +344,7 @@ def _refuse_excel_errors(series: pl.Series, rows: Rows) -> None:
         i = int(errors.argmax())
         raise TableError(
             f"column {series.name!r} holds {series[i]!r} in data row {rows[i]}, which Excel writes where a formula failed; "
-            f"correct it, write an empty cell or NA where it means missing, or {_leave_out(series.name)}"
+            f"correct it, write an empty cell or NA where it means missing, or {leave_out(series.name)}"
         )
 
 
@@ -376,7 +382,7 @@ def _refuse_nested(series: pl.Series) -> None:
     if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
         raise TableError(
             f"column {series.name!r} has the type {series.dtype.base_type()}, which is no single value a row; "
-            f"{_leave_out(series.name)}, or spread it over columns of its own"
+            f"{leave_out(series.name)}, or spread it over columns of its own"
         )
 
 

@@ -18,6 +18,7 @@ from models.networks import FeatureStatistics, RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
 from training.config import FitOptions, NetworkOptions, column_words
+from training.errors import TableError
 from training.evaluate import Predictions
 from training.export import exported_network, needs_float64
 from training.fit import Epoch, Fitted, fit
@@ -25,6 +26,7 @@ from training.graph import calibrated_graph
 from training.output import check_output
 from training.preprocess import feature_statistics, known_to, seen_columns
 from training.report import report_page
+from training.schema import leave_out
 from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
 from training.trial import chosen_options
@@ -61,6 +63,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     plan = plan_rows(table.rows, options, groups=table.groups, time=table.time)
     _check_plan(plan, options, progress)
     columns, x = seen_columns(table.columns, table.x, plan.seen)
+    unseen = [column.name for column, values in zip(columns, x[plan.seen].T, strict=True) if np.isnan(values).all()]
+    if unseen:
+        raise TableError(f"column {unseen[0]!r} has no value in the rows that are fitted; {leave_out(unseen[0])}")
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
     statistics = feature_statistics(table.x[plan.seen], table.columns)

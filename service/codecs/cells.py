@@ -41,7 +41,7 @@ def numbers(values: Sequence[Any]) -> Values | None:
 
 
 def read_number(text: str) -> float | str:
-    """The number that a text is in a training table too; Python alone takes 1_000, nAn and the digits of other scripts."""
+    """The number that a text is in a training table too; Python alone takes 1_000 and the digits of other scripts."""
     try:
         number = float(text)
     except ValueError:
@@ -56,7 +56,8 @@ def codes_of(column: Column) -> dict[Any, float]:
     codes: dict[Any, float] = {category: float(code) for code, category in enumerate(column.categories)}
     if column.integer:  # 3, 3.0, "3" and "03" are one category unless there are several, and 3 == 3.0 as a key
         plain = {_LEADING_NOUGHTS.sub(r"\1", category): code for category, code in codes.items()}
-        codes = plain | codes | {int(category): code for category, code in codes.items()}
+        exact = {int(category): code for category, code in codes.items() if category == str(int(category))}
+        codes = plain | codes | {int(category): code for category, code in codes.items()} | exact
     return codes | {None: math.nan}
 
 

@@ -6,7 +6,7 @@ What JSON says beside the rows (coverage, quantiles ...) stands in the query of 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -182,16 +182,16 @@ def _read_lines(lines: list[list[str]], header: list[str], features: Features) -
     x = np.full((len(lines), len(features.names)), math.nan)
     for name, cells in zip(header, zip(*lines, strict=True), strict=False):
         position = features.positions[name]
-        column = features.columns[position]
-        values: list[Any] = [_cell(cell.strip(), column) for cell in cells]
+        column, codes = features.columns[position], features.codes[position]
+        values: list[Any] = [_cell(cell.strip(), column, codes) for cell in cells]
         x[:, position] = read_column(values, position, features, unknown, problems)
     problems += infinite(x, features)
     return x, unknown, sorted(problems, key=lambda problem: problem.row or 0)
 
 
-def _cell(text: str, column: Column) -> Any:
+def _cell(text: str, column: Column, codes: Container[Any]) -> Any:
     """A cell as JSON would have it: None where missing, a number where it is one and the column is not of texts."""
-    if text in MISSING:
+    if text in MISSING and text not in codes:  # an older model may know `#N/A` as a category
         return None
     return text if column.kind == "categorical" else read_number(text)
 

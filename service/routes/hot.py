@@ -110,8 +110,9 @@ class Predictions:
     async def _read(self, work: "_Work", protocol: Protocol, model: ServedModel, scope: Scope, body: bytes) -> Asked[Any]:
         """What a body asks for. Raises DeadlineError where it waits too long to be read."""
         encoded = encoding_of(scope) is not None
-        plain = beginning(body, size=SMALL_BYTES + 1) if encoded else body
-        large = encoded and len(plain) > SMALL_BYTES
+        large = encoded and len(body) > SMALL_BYTES  # however little it may hold
+        plain = beginning(body, size=SMALL_BYTES + 1) if encoded and not large else body
+        large = large or (encoded and len(plain) > SMALL_BYTES)
         if not large and not protocol.reading_takes_long(model, scope, plain):
             return work.read(model, body)
         last = work.waiting_since + self._state.settings.deadline_seconds

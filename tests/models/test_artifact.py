@@ -212,6 +212,15 @@ def test_a_manifest_of_the_future_asks_for_a_newer_errorbar(tmp_path, written):
         read_model(tmp_path / "model.onnx")
 
 
+def test_a_manifest_with_what_a_newer_errorbar_added_asks_for_that(tmp_path, written):
+    data, manifest = read_model(written[0])
+    newer = json.loads(manifest.model_dump_json())
+    newer["network"]["something_new"] = None
+    write_model(data, stand_in(json.dumps(newer)), tmp_path / "model.onnx")
+    with pytest.raises(ArtifactError, match=r"holds network\.something_new, which this errorbar does not know: a newer one"):
+        read_model(tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

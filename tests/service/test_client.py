@@ -331,7 +331,13 @@ def test_what_is_one_row_is_told_that_rows_are_a_list(rows):
     assert seen == []
 
 
-@pytest.mark.parametrize("given", [b"red", bytearray(b"red"), np.bytes_(b"red")])
+def test_a_row_without_an_order_or_values_is_refused():
+    client, _ = answering(200, b"{}")
+    with pytest.raises(ErrorbarError, match="row 0 is a set, which has no order"):
+        client.predict("m", [{1.0, 2.0}])
+
+
+@pytest.mark.parametrize("given", [b"red", bytearray(b"red"), memoryview(b"red"), np.bytes_(b"red")])
 def test_bytes_are_no_array_of_numbers(given):
     client, seen = answering(200, b"{}")
     with pytest.raises(ErrorbarError, match="row 0 is bytes; give values by name"):

@@ -279,6 +279,15 @@ def test_calibrating_a_biased_model_anew_restores_its_coverage(tmp_path, interva
         assert open_model(path)[0](fresh_rows[0][:3], np.array([0.9]))["mean"].dtype == (np.float64 if float64 else np.float32)
 
 
+def test_an_older_model_with_a_transform_gets_float64_outputs_when_it_is_calibrated_anew(tmp_path):
+    target = Target(name="share", minimum=0.1, maximum=0.9, transform="logit")
+    write_model_file(tmp_path / "old.onnx", targets=(target,))
+    x, y = biased_rows(300, seed=1)
+    recalibrate(tmp_path / "old.onnx", x, 1 / (1 + np.exp(-y)), output=tmp_path / "new.onnx", interval=None, group_column=None)
+    types = [open_model(tmp_path / f"{name}.onnx")[0](x, np.array([0.9]))["upper"].dtype for name in ("old", "new")]
+    assert types == [np.float32, np.float64]
+
+
 def test_calibrating_anew_leaves_the_mean_and_drops_the_old_evaluation(tmp_path):
     path = tmp_path / "model.onnx"
     evaluated = write_model_file(path).model_copy(update={"evaluation": Evaluation(rows=9, source="test", targets={})})

@@ -235,6 +235,20 @@ def test_a_check_that_cannot_tell_says_so(command, model, mixed_rows, tmp_path, 
     assert (status, json.loads(out)["targets"]["y"]["intervals"][0]["least_expected_coverage"]) == (0, None)
 
 
+def test_a_check_says_how_many_intervals_are_finite(command, mixed_rows, tmp_path):
+    write_formula_model(tmp_path / "by.onnx", columns=MIXED, group_column="colour")
+    data, manifest = read_model(tmp_path / "by.onnx")
+    write_model(data, manifest.model_copy(update={"default_coverage": 0.96}), tmp_path / "by.onnx")
+    rows = pl.read_csv(mixed_rows).with_columns(y=0.0)
+    for colours, status, sentence in (
+        (["red", "blue", "blue"], 1, "note: only 20 of 60 values have a finite interval and were checked"),
+        (["blue", "blue", "blue"], 2, "--check: no row has a finite interval of coverage 0.96"),
+    ):
+        rows.with_columns(colour=pl.Series(colours * 20)).write_csv(tmp_path / "rows.csv")
+        found, _, err = command("evaluate", tmp_path / "by.onnx", tmp_path / "rows.csv", "--check")
+        assert (found, sentence in err) == (status, True), err
+
+
 def test_a_calibration_tells_of_a_value_far_from_its_prediction(command, model, mixed_rows, tmp_path):
     _, _, err = command("calibrate", model, mixed_rows, "-o", tmp_path / "new.onnx")
     assert "stds away" not in err

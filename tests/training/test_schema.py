@@ -160,6 +160,18 @@ def test_a_code_with_leading_zeros_is_the_same_category_in_a_table_and_in_a_requ
     assert read_cell(value, column, codes_of(column)) == code
 
 
+@pytest.mark.parametrize(("value", "code"), [("0", 1), ("00", 0), ("000", 1), (0, 1), (0.0, 1), ("0.0", 1)])
+def test_a_code_of_noughts_is_the_category_0_unless_it_is_one_of_its_own(value, code):
+    column, _, _ = described(["00", "0", "1"], categorical=True)
+    column = column.model_copy(update={"categories": ["00", "0", "1"]})
+    if not isinstance(value, float):
+        x, _ = encode(pl.DataFrame({"f": [value]}), [column])
+        assert x.tolist() == [[code]]
+    for categories in (["00", "0", "1"], ["0", "00", "1"]):
+        other = column.model_copy(update={"categories": categories})
+        assert categories[int(read_cell(value, other, codes_of(other)))] == ["00", "0"][code]
+
+
 def test_text_of_too_many_values_is_refused_with_the_likely_reason():
     with pytest.raises(TableError, match="text with 101 different values in 200 rows; it reads as an id or free text"):
         described([f"id {i % 101}" for i in range(200)])

@@ -336,6 +336,16 @@ def test_a_category_of_test_rows_only_is_unknown_to_the_model(tmp_path):
     assert "nothing changes with time" in manifest.calibration.guarantee
 
 
+@pytest.mark.parametrize("column", ["size", "colour"])
+def test_a_column_without_a_value_in_the_rows_that_are_fitted_is_refused(mixed_table, tmp_path, column):
+    frame = pl.read_csv(mixed_table)
+    late = pl.int_range(pl.len()) >= frame.height - frame.height // 10
+    frame = frame.with_columns(pl.when(late).then(column).alias(column), order=pl.int_range(pl.len()))
+    frame.write_csv(tmp_path / "late.csv")
+    with pytest.raises(TableError, match=f"column '{column}' has no value in the rows that are fitted; leave it out"):
+        trained(tmp_path / "late.csv", tmp_path, time="order", calibration="split")
+
+
 def test_the_model_file_holds_no_row_of_the_table(tmp_path):
     frame = dataset("diabetes")
     frame.write_csv(tmp_path / "diabetes.csv")

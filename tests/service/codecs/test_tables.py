@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.manifest import Column
 from models.words import MISSING
 from service.codecs.features import features_of
 from service.codecs.rows import Limits
@@ -65,6 +66,12 @@ def test_a_cell_that_is_missing_in_a_training_table_is_missing_here(word):
     request = read(f"a,b\n{word},2\n1,2\n")
     assert np.isnan(request.question.x).tolist() == [[True, False], [False, False]]
     assert request.warnings == {0: ["a is missing; it never was in training"]}
+
+
+def test_a_word_for_a_missing_value_is_the_category_that_an_older_model_has():
+    columns = (Column(name="colour", kind="categorical", categories=["#N/A", "red"]), Column(name="b", kind="numeric"))
+    request = read("colour,b\n#N/A,1\nNA,#N/A\n", features=features_of(columns))
+    np.testing.assert_equal(request.question.x, [[0, 1], [np.nan, np.nan]])
 
 
 @pytest.mark.parametrize("cell", ["1_000", "٣", "nAn", "+nan", "0x1"])

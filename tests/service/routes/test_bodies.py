@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import select
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -103,6 +105,26 @@ async def test_what_takes_long_is_done_one_at_a_time_and_the_wait_counts_in_the_
         assert (most, statuses[0], statuses[-1], set(statuses)) == (1, 200, 504, {200, 504})
         assert service.state.metrics.rejected["deadline"] == statuses.count(504)
         assert service.state.metrics.in_flight == 0
+
+
+async def test_a_compressed_body_that_is_large_is_never_read_on_the_event_loop(repository, monkeypatch):
+    """However little it holds: what it takes to decompress it depends on what was sent."""
+    read, threads = hot.decompressed, []
+
+    def noted(*arguments, **options):
+        threads.append(threading.current_thread())
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(hot, "decompressed", noted)
+    monkeypatch.setattr(hot, "beginning", lambda *_, **__: pytest.fail("it was decompressed to see how large it is"))
+    empty_block = b"\x00\x00\x00\xff\xff"
+    writer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = empty_block * (SMALL_BYTES // 4) + writer.compress(ROW) + writer.flush()
+    body = b"\x1f\x8b\x08" + bytes(7) + deflated + struct.pack("<II", zlib.crc32(ROW), len(ROW))
+    assert len(body) > SMALL_BYTES
+    async with running(repository) as service:
+        answer = await service.http.post(PREDICT, content=body, headers={"Content-Encoding": "gzip"})
+        assert (answer.status_code, threading.main_thread() in threads, len(threads)) == (200, False, 1)
 
 
 async def test_reading_and_writing_are_no_waiting(repository, monkeypatch):
