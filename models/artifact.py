@@ -43,6 +43,9 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[NDArray[np.float64], NDArray[np.float64]], Arrays]
 """`run(x, coverage)` -> output name -> array."""
 
+_GOLDEN_TOLERANCE = 1e-3
+"""Float32 networks differ between machines and devices by about 1e-6 of the std of a row; a wrong weight or column moves an
+answer by far more than this."""
 _MANIFEST = b"errorbar.manifest"
 _SHA256 = b"errorbar.sha256"
 _BLANK_DIGEST = b"0" * 64
@@ -182,11 +185,10 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float], *, tolerance: float = 1e-3) -> Golden:
+def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float]) -> Golden:
     """The answers of `run` on a few rows, to stand in the manifest.
 
-    x: [n, features]. coverage: values that every calibration group supports. tolerance: float32 networks differ between
-    machines and devices by about 1e-6 of the std of a row; a wrong weight or column moves an answer by far more than 1e-3.
+    x: [n, features]. coverage: values that every calibration group supports.
     Raises ArtifactError where an answer is not finite.
     """
     answers = run(x, np.array(coverage, dtype=np.float64))
@@ -201,7 +203,7 @@ def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float], *, tole
         x=[[None if np.isnan(value) else float(value) for value in row] for row in x],
         coverage=coverage,
         outputs={name: answers[name].tolist() for name in OUTPUTS},
-        tolerance=tolerance,
+        tolerance=_GOLDEN_TOLERANCE,
     )
 
 

@@ -27,6 +27,8 @@ CalibrationMethod = Literal["split", "cross", "none"]
 Dependence = Literal["group", "time"]
 UNCALIBRATED_ROWS = 9999
 """Residuals that stand for a family where nothing is calibrated (`family_residuals`)."""
+_MOST_NODES, _TAIL_NODES = 1000, 200
+"""Of `residual_nodes`: in all, and on either side."""
 
 
 def conformal_rank(coverage: float, *, rows: int) -> int:
@@ -327,19 +329,19 @@ def group_numbers(values: Values, codes: Sequence[float]) -> NDArray[np.int64]:
     return numbers
 
 
-def residual_nodes(residuals: Values, *, most: int = 1000) -> tuple[Values, Values]:
+def residual_nodes(residuals: Values) -> tuple[Values, Values]:
     """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
 
-    residuals: [targets, rows], ascending. Up to `most` rows these are themselves; beyond, the outermost fifth of `most` on
-    either side, where averages of exponentials come from, and means of neighbours in between, so that the mean stays exact.
+    residuals: [targets, rows], ascending. Up to 1000 rows these are themselves; beyond, the outermost 200 on either side, where
+    averages of exponentials come from, and means of neighbours in between, so that the mean stays exact.
     What is more than twice as far out as the farthest of so many normal residuals counts as that: mapped back by exp, one value
     with its decimal point in the wrong place would outweigh all the others.
     """
     farthest = 2 * special.ndtri(1 - 1 / (4 * residuals.shape[1]))
     residuals = residuals.clip(-farthest, farthest)
     rows = residuals.shape[1]
-    tail = most // 5 if rows > most else 0
-    middle = [len(part) for part in np.array_split(np.arange(rows - 2 * tail), min(most, rows) - 2 * tail)]
+    tail = _TAIL_NODES if rows > _MOST_NODES else 0
+    middle = [len(part) for part in np.array_split(np.arange(rows - 2 * tail), min(_MOST_NODES, rows) - 2 * tail)]
     sizes = np.array([*[1] * tail, *middle, *[1] * tail])
     return np.add.reduceat(residuals, np.cumsum(sizes) - sizes, axis=1) / sizes, sizes / rows
 

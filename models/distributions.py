@@ -27,7 +27,6 @@ class Gaussian:
 
     mean: Values
     std: Values
-    name = "gaussian"
 
     def log_density(self, y: ArrayLike) -> Values:
         """The log of the density at `y`, in nats."""
@@ -53,7 +52,6 @@ class Laplace:
 
     mean: Values
     std: Values
-    name = "laplace"
 
     def log_density(self, y: ArrayLike) -> Values:
         """The log of the density at `y`, in nats."""
@@ -86,7 +84,6 @@ class StudentT:
     mean: Values
     std: Values
     degrees_of_freedom: Values
-    name = "student_t"
 
     def log_density(self, y: ArrayLike) -> Values:
         """The log of the density at `y`, in nats."""

@@ -94,8 +94,6 @@ def read_batches(
 
     Raises TableError where the file is no table or has no such column.
     """
-    if batch_rows < 1:
-        raise TableError(f"batch_rows is {batch_rows}, but a batch needs at least one row")
     source = open_table(path, delimiter=delimiter)
     names = list(columns) if columns is not None else source.names
     require_columns(names, source.names, what=f"{source.path.name} has no column")

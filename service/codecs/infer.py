@@ -112,7 +112,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
         )
     shape = (len(body) // row_bytes, width)
     check_size(shape[0], targets * len(OUTPUTS), limits=limits)
-    tensor = Tensor(WHOLE, DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
+    tensor = Tensor(DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
     warnings, unusual_rows = _looked_at(x, [], features, problems)

@@ -35,7 +35,6 @@ _MOST_DIMENSIONS = 8
 class Tensor:
     """A tensor that was read whole."""
 
-    name: str
     datatype: str
     shape: tuple[int, ...]
     values: Values | list[str | None]
@@ -73,7 +72,7 @@ def read_tensors(inputs: object, raw: bytes | memoryview) -> dict[str, Tensor]:
             piece = raw[start : start + size]
             start += size
             values = _raw_texts(piece, count, what) if datatype == TEXT else raw_numbers(piece, datatype, shape, what)
-        tensors[name] = Tensor(name, datatype, shape, values)
+        tensors[name] = Tensor(datatype, shape, values)
     if start != len(raw):
         raise InvalidRequestError(f"the body has {len(raw) - start} bytes more than the binary_data_size of its tensors say")
     return tensors

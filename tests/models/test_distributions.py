@@ -28,11 +28,6 @@ def predicted(family):
 
 
 @families
-def test_a_distribution_knows_its_family(family):
-    assert predicted(family).name == family
-
-
-@families
 def test_log_density_and_quantile_equal_scipys(family):
     ours, oracle = predicted(family), ORACLES[family]
     np.testing.assert_allclose(ours.log_density(POINTS), oracle.logpdf(POINTS), rtol=1e-12)

@@ -183,10 +183,6 @@ def test_a_column_that_is_not_there_is_refused_before_the_first_batch(tmp_path):
         read_batches(path, columns=["cemnt"])
 
 
-def test_a_batch_has_a_row_at_least(tmp_path):
-    assert "batch_rows is 0" in refusal(tmp_path / "t.csv", batch_rows=0)
-
-
 def test_a_missing_file_has_no_row_count(tmp_path):
     with pytest.raises(TableError, match="there is no file"):
         count_rows(tmp_path / "t.csv")
