@@ -321,14 +321,6 @@ def sorted_residuals(y: Values, location: Values, scale: Values) -> Values:
     return np.sort(residuals.T, axis=1)
 
 
-def group_numbers(values: Values, codes: Sequence[float]) -> NDArray[np.int64]:
-    """The calibration group of each row: 0, all rows together, unless its value [n] is one of the groups' `codes` (from 1)."""
-    numbers = np.zeros(len(values), dtype=np.int64)
-    for number, code in enumerate(codes, start=1):
-        numbers[values == code] = number
-    return numbers
-
-
 def residual_nodes(residuals: Values) -> tuple[Values, Values]:
     """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.conformal import CalibrationMethod, Dependence, IntervalKind, group_numbers, largest_coverage
+from models.conformal import CalibrationMethod, Dependence, IntervalKind, largest_coverage
 from models.distributions import Family
 
 SCHEMA_VERSION = 1
@@ -235,11 +235,13 @@ class Manifest(_Part):
         return [target.name for target in self.targets]
 
     def calibration_groups(self, x: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The index in `calibration.groups` of the group that each row of x [n, features] belongs to: [n]."""
-        column, groups = self.calibration.group_column, self.calibration.groups[1:]
-        if column is None:
-            return np.zeros(len(x), dtype=np.int64)
-        return group_numbers(x[:, self.feature_names.index(column)], [float(group.code or 0) for group in groups])
+        """The index in `calibration.groups` of the group that each row of x [n, features] belongs to: [n], 0 where to none."""
+        numbers = np.zeros(len(x), dtype=np.int64)
+        if self.calibration.group_column is not None:
+            values = x[:, self.feature_names.index(self.calibration.group_column)]
+            for number, group in enumerate(self.calibration.groups[1:], start=1):
+                numbers[values == group.code] = number
+        return numbers
 
     def residuals(self, group: int = 0) -> NDArray[np.float64]:
         """The sorted signed residuals of a calibration group: [targets, rows]."""

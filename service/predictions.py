@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from models.artifact import Arrays
 from models.conformal import (
     IntervalKind,
-    group_numbers,
     largest_coverage,
     outward_slack,
     probability_up_to,
@@ -92,15 +91,14 @@ class CalibratedTargets:
     scale: tuple[float, ...] | None
     """The unit of the network's arithmetic; None where the file does not tell it."""
     group_column: str | None
-    group_feature: int | None
-    group_codes: tuple[float, ...]
     group_values: tuple[str, ...]
+    groups: Callable[[Values], NDArray[np.int64]]
+    """The group of each row of x."""
 
 
 def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
     """The part of `manifest` that answers are made of."""
     calibration = manifest.calibration
-    column = calibration.group_column
     residuals = tuple(manifest.residuals(group) for group in range(len(calibration.groups)))
     return CalibratedTargets(
         names=tuple(manifest.target_names),
@@ -109,10 +107,9 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
         residuals=residuals,
         residual_rows=tuple(array.shape[1] for array in residuals),
         scale=None if manifest.network.target_scale is None else tuple(manifest.network.target_scale),
-        group_column=column,
-        group_feature=None if column is None else manifest.feature_names.index(column),
-        group_codes=tuple(float(group.code) for group in calibration.groups[1:] if group.code is not None),
+        group_column=calibration.group_column,
         group_values=tuple(str(group.value) for group in calibration.groups[1:]),
+        groups=manifest.calibration_groups,
     )
 
 
@@ -122,9 +119,9 @@ def check_support(question: Question, targets: CalibratedTargets) -> None:
     unsupported = _too_small(*extremes, targets.residual_rows, targets.interval)
     if not unsupported:
         return
-    if targets.group_feature is None:
+    if targets.group_column is None:
         raise refuse([Problem(sentence) for sentence in _lacks(question, targets, group=0)])
-    groups = _groups(question.x, targets)
+    groups = targets.groups(question.x)
     problems = [
         Problem(f"{_group_name(group, targets)}: {sentence}", row=row, feature=targets.group_column)
         for row in np.flatnonzero(np.isin(groups, unsupported))[:ENOUGH_PROBLEMS].tolist()
@@ -141,7 +138,7 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
     if not question.of_the_calibration:
         return Prediction(**moments)
     location, scale = (outputs[name].astype(np.float64) for name in _DISTRIBUTION)
-    groups = _groups(question.x, targets)
+    groups = targets.groups(question.x)
     kind = outputs["location"].dtype
     extra = {}
     if question.quantiles:
@@ -218,13 +215,6 @@ def _lack(value: float, what: str, rows: int, interval: IntervalKind) -> str | N
 
 def _group_name(group: int, targets: CalibratedTargets) -> str:
     return f"group {targets.group_values[group - 1]!r}" if group else "no group of its own"
-
-
-def _groups(x: Values, targets: CalibratedTargets) -> NDArray[np.int64]:
-    """[n]: the calibration group of each row."""
-    if targets.group_feature is None:
-        return np.zeros(len(x), dtype=np.int64)
-    return group_numbers(x[:, targets.group_feature], targets.group_codes)
 
 
 def _by_group(
