@@ -151,18 +151,11 @@ def _about_leaks(
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's correlation over the rows where `a` is not missing; 0 where these are few, or one of the two is constant."""
+    """Spearman's correlation over the rows where `a` is not missing; 0 where these are few, NaN for a constant."""
     known = ~np.isnan(a)
-    if known.sum() < MINIMUM_ROWS or np.ptp(a[known]) == 0 or np.ptp(b[known]) == 0:
+    if known.sum() < MINIMUM_ROWS:
         return 0.0
-    return float(np.corrcoef(_ranks(a[known]), _ranks(b[known]))[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rank of each value, from 1; equal ones share the middle of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    return ranks
+    return float(pl.DataFrame({"a": a[known], "b": b[known]}).select(pl.corr("a", "b", method="spearman")).item())
 
 
 def _features(source: Source, options: TableOptions) -> list[str]:
