@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.manifest import Column, Kind, Target
+from models.transforms import TRANSFORMS
 from models.words import FLAGS, MISSING
 from training.errors import TableError
 from training.files import require_columns
@@ -241,15 +242,13 @@ def target_values(series: pl.Series, transform: str, *, rows: Rows) -> NDArray[n
             f"{str(series[i])!r}{hint}; a target is a quantity, so correct these or choose another column"
         )
     values = column_values(series, "numeric", rows=rows)
-    domain, outside = {
-        "identity": ("any number", np.zeros(len(values), dtype=bool)),
-        "log": ("values above 0", values <= 0),
-        "logit": ("values between 0 and 1, both excluded", (values <= 0) | (values >= 1)),
-    }[transform]
+    domain = TRANSFORMS[transform]
+    outside = (values <= domain.minimum) | (values >= domain.maximum)
     if outside.any():
         i = int(outside.argmax())
+        needed = "values above 0" if transform == "log" else "values between 0 and 1, both excluded"
         raise TableError(
-            f"target {name!r} holds {values[i]:g} in data row {rows[i]}, and the transform {transform} needs {domain}; "
+            f"target {name!r} holds {values[i]:g} in data row {rows[i]}, and the transform {transform} needs {needed}; "
             "leave such rows out, or fit a model without this transform"
         )
     return values
