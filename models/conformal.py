@@ -302,25 +302,6 @@ def _spread_of_coverage(rows: int, interval: IntervalKind) -> str:
     )
 
 
-def sorted_residuals(y: Values, location: Values, scale: Values) -> Values:
-    """The standardised residuals (y - location) / scale of each target, ascending: [targets, rows].
-
-    All three [rows, targets], in the transformed target's space. Raises ValueError where there is no row, or a
-    residual is not finite.
-    """
-    if len(y) == 0:
-        raise ValueError("calibration needs at least one row")
-    residuals = (y - location) / scale
-    wrong = np.argwhere(~np.isfinite(residuals))
-    if len(wrong):
-        row, target = (int(index) for index in wrong[0])
-        raise ValueError(
-            f"the residual of calibration row {row}, target {target} is not finite: y is {y[row, target]}, "
-            f"location {location[row, target]}, scale {scale[row, target]}"
-        )
-    return np.sort(residuals.T, axis=1)
-
-
 def residual_nodes(residuals: Values) -> tuple[Values, Values]:
     """Few residuals that stand for all in an average: (nodes [targets, nodes], weights [nodes]).
 

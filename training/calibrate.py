@@ -152,12 +152,12 @@ def small_groups(coverage: float, calibration: Calibration) -> list[str]:
 
 
 def _sorted(residuals: Values, factors: Values) -> list[list[float]]:
-    scale = np.broadcast_to(factors, residuals.shape)
-    try:
-        ordered: list[list[float]] = conformal.sorted_residuals(residuals, np.zeros_like(residuals), scale).tolist()
-    except ValueError as error:
-        raise FitError("a target is so far from its prediction that float64 has no residual for it; correct it") from error
-    return ordered
+    """In units of the corrected scale, as a calibration holds them: [targets][rows], ascending."""
+    ordered = np.sort((residuals / factors).T, axis=1)
+    if not np.isfinite(ordered).all():
+        raise FitError("a target is so far from its prediction that float64 has no residual for it; correct it")
+    found: list[list[float]] = ordered.tolist()
+    return found
 
 
 def _groups_by_value(residuals: Residuals, factors: Values, columns: list[Column], name: str) -> list[ResidualGroup]:

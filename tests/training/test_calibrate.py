@@ -161,6 +161,11 @@ def test_a_predictor_without_error_is_refused_with_a_suspicion():
         calibration_of(Residuals(values=np.zeros((50, 1)), x=residuals(50).x))
 
 
+def test_a_value_too_far_from_its_prediction_for_float64_is_refused():
+    with pytest.raises(FitError, match="so far from its prediction that float64"), np.errstate(invalid="ignore"):
+        calibration_of(Residuals(values=np.array([[1.0], [np.inf]]), x=residuals(2).x))
+
+
 def test_groups_too_small_for_a_coverage_are_named():
     calibration = calibration_of(residuals(200), group_column="colour")  # green has three rows
     assert small_groups(0.75, calibration) == []
