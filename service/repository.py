@@ -57,6 +57,11 @@ class Entry:
         """The highest version that can be served."""
         return self.served[max(self.served)] if self.served else None
 
+    @property
+    def versions(self) -> list[int]:
+        """All versions that are known, ascending."""
+        return sorted(self.served.keys() | self.failures.keys() | self.unloaded)
+
 
 class Repository:
     """The models that are served, kept in step with a folder."""

@@ -49,7 +49,7 @@ async def show_metadata(request: Request) -> Response:
 
 def _described(name: str, entry: Entry) -> dict[str, Any]:
     versions = []
-    for version in sorted(entry.served.keys() | entry.failures.keys() | entry.unloaded):
+    for version in entry.versions:
         state = "ready" if version in entry.served else "failed" if version in entry.failures else "not loaded"
         reason = {"reason": entry.failures[version]} if version in entry.failures else {}
         versions.append({"version": str(version), "state": state} | reason)

@@ -100,7 +100,7 @@ def _statistics_of(request: Request, models: Iterable[ServedModel]) -> Response:
 
 def _index(name: str, entry: Entry) -> list[dict[str, Any]]:
     lines = []
-    for version in sorted(entry.served.keys() | entry.failures.keys() | entry.unloaded):
+    for version in entry.versions:
         ready = version in entry.served
         reason = entry.failures.get(version, "" if ready else "unloaded" if entry.unloaded_by_hand else "not loaded")
         lines.append({"name": name, "version": str(version), "state": "READY" if ready else "UNAVAILABLE", "reason": reason})
