@@ -71,6 +71,11 @@ def length_of(value: bytes | None) -> int | None:
     return int(digits) if len(digits) <= _LENGTH_DIGITS else sys.maxsize
 
 
+def content_length(scope: Scope) -> int:
+    """How many bytes the body has by its header; 0 without one."""
+    return length_of(header(scope, b"content-length")) or 0
+
+
 def error_content(error: ServiceError) -> Content:
     """The answer that reports `error`."""
     headers = tuple((name.lower().encode(), value.encode()) for name, value in error.headers.items())

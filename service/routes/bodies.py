@@ -6,7 +6,7 @@ import zlib
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from service.answers import length_of
+from service.answers import content_length
 from service.errors import InvalidRequestError, OverloadedError, TooLargeError
 
 SMALL_BYTES = 64 * 1024
@@ -65,9 +65,8 @@ async def receive_body(scope: Scope, receive: Receive, *, limit: int, held: Held
 
     Raises TooLargeError for more than `limit` bytes and what `held.grow` raises, without reading on; ClientDisconnect.
     """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and (length_of(value) or 0) > limit:
-            raise _too_large(limit)  # before it is sent
+    if content_length(scope) > limit:
+        raise _too_large(limit)  # before it is sent
     pieces: list[bytes] = []
     size, more = 0, True
     while more:

@@ -15,9 +15,8 @@ from service.answers import (
     CLIENT_GONE,
     LARGE_BYTES,
     Content,
+    content_length,
     error_content,
-    header,
-    length_of,
     send_content,
 )
 from service.errors import DeadlineError, MethodNotAllowedError, ServiceError
@@ -84,7 +83,7 @@ class Predictions:
         result: Content | Exception = RuntimeError("the request was cancelled")
         try:
             model = work.find_model(route.names)
-            if (length_of(header(scope, b"content-length")) or 0) > LARGE_BYTES:
+            if content_length(scope) > LARGE_BYTES:
                 model.batcher.check_room()  # a request costs least to refuse before it is read
             body = await receive_body(scope, receive, limit=self._state.settings.max_body_bytes, held=held)
             work.arrived()
