@@ -85,7 +85,7 @@ class Settings(BaseSettings):
 
     drain_seconds: Seconds = 0.0
     """After SIGTERM, readiness is 503 for this long while requests are still served, so that load balancers look away first."""
-    shutdown_seconds: Annotated[int, Field(ge=1)] = 20
+    shutdown_seconds: Count = 20
     """Requests in flight may take this long to finish once the service has stopped listening."""
 
     log_format: Literal["text", "json"] = "text"
