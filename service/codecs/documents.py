@@ -11,14 +11,12 @@ import orjson
 
 from models.conformal import largest_coverage
 from models.manifest import Column, Manifest
+from service.codecs.cells import NOT_EXACT
 from service.codecs.features import features_of, read_instances
 from service.codecs.infer import COVERAGE, WHOLE
 from service.codecs.rows import SIGNATURE
 from service.codecs.schemas import BODY_OPTIONS, NUMBERS_ARRAY
 from service.codecs.tensors import TEXT
-
-_EXACT = 2**53
-"""Beyond it every float64 is whole, and JSON of 64 bits soon ends."""
 
 
 def instance_schema(columns: Sequence[Column]) -> dict[str, Any]:
@@ -167,4 +165,4 @@ def _typical(column: Column) -> Any:
     short = float(f"{typical:.6g}")
     inside = column.minimum is None or column.maximum is None or column.minimum <= short <= column.maximum
     number = short if inside else typical
-    return round(number) if column.integer and float(round(number)) == number and abs(number) < _EXACT else number
+    return round(number) if column.integer and float(round(number)) == number and abs(number) < NOT_EXACT else number
