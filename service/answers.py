@@ -15,22 +15,17 @@ from starlette.types import Scope, Send
 from service.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, ServiceError
 from service.state import state_of
 
-
-def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` as a JSON response."""
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
-
-
 KEY_NAME = "errorbar.key"
 """In the ASGI scope: the name of the key that a request came with."""
 CLIENT_GONE = 499
 """The status of a request whose client closed the connection; read by nobody, it stands in the access log."""
 JSON = b"application/json"
 _LENGTH_DIGITS = 18
-LARGE_BYTES = 100_000
-LARGE_CELLS = 20_000
-LARGE_NUMBERS = 2500
-"""Beyond any, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
+
+
+def json_answer(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`content` as a JSON response."""
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.answers import (
     CLIENT_GONE,
-    LARGE_BYTES,
     Content,
     content_length,
     error_content,
@@ -27,7 +26,7 @@ from service.predictions import check_support
 from service.routes.bodies import SMALL_BYTES, BodyRoom, HeldBody, beginning, decompressed, encoding_of, receive_body
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import LARGE_BYTES, Asked, Protocol
 from service.state import ServiceState
 
 _ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (

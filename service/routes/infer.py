@@ -2,14 +2,14 @@
 
 from starlette.types import Scope
 
-from service.answers import LARGE_BYTES, LARGE_NUMBERS, Content, header, length_of
+from service.answers import Content, header, length_of
 from service.codecs.infer import InferRequest, read_infer
 from service.codecs.infer_answer import answer, check_finite, finite
 from service.codecs.rows import Limits
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.model import ServedModel
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import LARGE_BYTES, LARGE_NUMBERS, Asked, Protocol
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 

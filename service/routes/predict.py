@@ -5,7 +5,7 @@ from collections.abc import Callable
 import orjson
 from starlette.types import Scope
 
-from service.answers import JSON, LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Content, header
+from service.answers import JSON, Content, header
 from service.codecs.clouds import as_v1
 from service.codecs.rows import SEARCHED_BYTES, Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
@@ -13,7 +13,7 @@ from service.errors import InvalidRequestError, NotJSONError
 from service.inference.batcher import Part
 from service.model import ServedModel
 from service.predictions import CalibratedTargets, Question, check_finite, predict
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import LARGE_BYTES, LARGE_CELLS, LARGE_NUMBERS, Asked, Protocol
 
 _PREFIX = "/v1/models/{name}"
 _CELLS_WORTH_COUNTING = 1_000_000

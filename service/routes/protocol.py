@@ -14,6 +14,11 @@ from service.predictions import Question
 
 Request = TypeVar("Request")
 
+LARGE_BYTES = 100_000
+LARGE_CELLS = 20_000
+LARGE_NUMBERS = 2500
+"""Beyond any, reading or writing takes over a millisecond and moves to a thread, so that others are served meanwhile."""
+
 
 @dataclass(slots=True)
 class Asked(Generic[Request]):
