@@ -21,7 +21,7 @@ from service.inference.session import Device, available_cores, choose_device
 from service.metrics import ServiceMetrics
 from service.model import ServedModel, load_model
 from service.repository import Repository
-from service.routes import health, metrics, repository, v2
+from service.routes import health, metrics, v1, v2
 from service.routes.hot import HotRoutes, Predictions
 from service.routes.openapi import openapi_document
 from service.security import Guard, Guarded, Keys
@@ -55,7 +55,7 @@ def create_app(settings: Settings, *, counts: SharedCounts | None = None) -> Fas
     app.state.service = state
     app.include_router(health.router)
     app.include_router(v2.router)
-    app.include_router(repository.router)
+    app.include_router(v1.router)
     app.include_router(metrics.router)
     if settings.vertex_health_route is not None:
         app.add_api_route(settings.vertex_health_route, health.ready, include_in_schema=False)

@@ -98,3 +98,24 @@ async def test_a_model_that_is_not_ready_says_when_to_ask_again(repository):
     assert answer.headers["retry-after"] == "1"
     assert list(told["headers"]) == ["Retry-After"]
     Draft202012Validator(told["content"]["application/json"]["schema"]).validate(answer.json())
+
+
+async def test_openapi_follows_the_models(tmp_path):
+    async with running(tmp_path) as service:
+        before = await document_of(service)
+        write_formula_model(tmp_path / "m" / "1" / "model.onnx")
+        await service.state.repository.rescan()
+        after = await document_of(service)
+    assert set(after["paths"]) - set(before["paths"]) == {"/v1/models/m:predict"}
+    assert {"/v1/models", "/v1/models/{name}", "/v1/models/{name}:predict", "/v2/health/ready"} < set(before["paths"])
+    assert "422" not in str(after)
+
+
+async def test_the_docs_page_needs_nothing_from_elsewhere(repository):
+    async with running(repository) as service:
+        page = (await service.http.get("/docs")).text
+        assert "http://" not in page
+        assert "https://" not in page
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+            assert f"/static-offline-docs/{name}" in page
+            assert (await service.http.get(f"/static-offline-docs/{name}")).status_code == 200

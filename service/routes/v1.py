@@ -1,4 +1,4 @@
-"""V1 routes about the models that are served."""
+"""The routes of V1 beside predictions: which models there are, and what is known about each."""
 
 from typing import Any
 
