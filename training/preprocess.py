@@ -31,9 +31,7 @@ def feature_statistics(x: NDArray[np.float64], columns: list[Column]) -> Feature
         values = x[:, index]
         known = values[~np.isnan(values)]
         if column.kind == "categorical":
-            codes = np.unique(
-                known
-            ).tolist()  # a category without a fit row would keep its initial weights: it counts as unknown
+            codes = np.unique(known).tolist()  # one without a fit row would keep its initial weights: it counts as unknown
             one_hot += [index] * len(codes)
             one_hot_code += codes
         else:
