@@ -50,6 +50,11 @@ def member_moments(network: onnx.ModelProto, x: Values) -> Moments:
     for first in range(0, max(len(x), 1), RUN_ROWS):
         location, scale = session.run(list(MEMBER_OUTPUTS), {"x": x[first : first + RUN_ROWS]})
         parts.append(mixture(location, scale))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """The moments of several pieces of rows as those of all."""
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 

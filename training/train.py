@@ -13,6 +13,7 @@ import torch
 
 from models.artifact import cpu_session, session_run, write_atomically, write_model
 from models.conformal import UNCALIBRATED_ROWS
+from models.distributions import Family
 from models.manifest import EvaluationSource, Manifest, Network, Origin
 from models.networks import FeatureStatistics, RawUnitsNetwork
 from training import calibrate, evaluate
@@ -93,7 +94,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     moments = _unseen_moments(plan, table, fitted, lambda x: calibrate.member_moments(exported, x))
     residuals = _residuals(table.x, y, calibration_rows, moments)
     family, freedom = calibrate.likeliest_family(residuals, served.network.head.family.name, served.degrees_of_freedom)
-    network = _network(served, options).model_copy(update={"family": family, "degrees_of_freedom": freedom})
+    network = _network(served, options, family, freedom)
     calibration = calibrate.calibrated(
         residuals,
         method=plan.method,
@@ -132,11 +133,10 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         if options.baselines:
             progress.stage("fitting the homoscedastic baseline, to compare with")
             baselines = _baselines(table, y, plan, options, statistics, draft)
-        predictions = (
-            evaluate.predicted(run, table.x[measured], table.y[measured], draft)
-            if len(plan.test)
-            else _cross_predicted(table, calibration_rows, moments, draft, options)
-        )
+        if len(plan.test):
+            predictions = evaluate.predicted(run, table.x[measured], table.y[measured], draft)
+        else:
+            predictions = _cross_predicted(table, measured, moments, draft, options)
         source: EvaluationSource = "test" if len(plan.test) else "out_of_fold" if plan.folds else "calibration"
         evaluated = evaluate.evaluation(predictions, targets=table.targets, network=network, baselines=baselines, source=source)
         for sentence in evaluate.outliers(predictions, table.targets):
@@ -212,11 +212,7 @@ def _unseen_moments(plan: Plan, table: Table, fitted: Fitted, served: Moment) ->
     for k, fold in enumerate(plan.folds):
         x = known_to(plan.seen_without(k), table.x, table.columns)[fold]
         parts.append(_moments(fitted.part(plan.fold_networks(k)), x))
-    return _joined(parts)
-
-
-def _joined(parts: list[Moments]) -> Moments:
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    return calibrate.joined(parts)
 
 
 def _moments(fitted: Fitted, x: Values) -> Moments:
@@ -266,7 +262,7 @@ def _baselines(
         return _moments(homoscedastic.part(slice(needed.members)), x)
 
     found: dict[str, tuple[Moments, Moments | None]] = {
-        "constant": (_joined(parts), constant(tested, seen) if len(plan.test) else None),
+        "constant": (calibrate.joined(parts), constant(tested, seen) if len(plan.test) else None),
         "homoscedastic": (
             _unseen_moments(needed, table, homoscedastic, served),
             served(tested) if len(plan.test) else None,
@@ -285,10 +281,10 @@ def _baselines(
     return baselines
 
 
-def _network(fitted: Fitted, options: FitOptions) -> Network:
+def _network(fitted: Fitted, options: FitOptions, family: Family, freedom: list[float] | None) -> Network:
     return Network(
-        family=fitted.network.head.family.name,
-        degrees_of_freedom=fitted.degrees_of_freedom,
+        family=family,
+        degrees_of_freedom=freedom,
         loss=options.loss,
         options=options.model_dump(),
         members=options.members,
