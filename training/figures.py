@@ -8,7 +8,6 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from models.manifest import Column, Target
 from training.curves import Sweep, error_by_std, finite, sampling_band, third_band
 from training.evaluate import Predictions
 from training.fit import Epoch
+from training.page import Picture, percent
 
 Values = NDArray[np.float64]
 
@@ -56,15 +56,6 @@ _STYLE: dict[Any, Any] = {
 _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An SVG as a data URI, what it shows to those who cannot see it, and how to read it. The texts are not escaped."""
-
-    source: str
-    alt: str
-    caption: str
-
-
 @rc_context(_STYLE)
 def draw_predictions(
     y: Values, mean: Values, lower: Values, upper: Values, *, coverage: float, target: Target, kind: str
@@ -90,9 +81,9 @@ def draw_predictions(
     _legend(figure)
     return _picture(
         figure,
-        alt=f"Predicted against observed {target.name} of {len(y)} {kind}s with {_percent(coverage)} prediction intervals, "
+        alt=f"Predicted against observed {target.name} of {len(y)} {kind}s with {percent(coverage)} prediction intervals, "
         f"{inside.sum()} of which hold the observed value.",
-        caption=f"Predicted mean with its {_percent(coverage)} prediction interval against the observed value. "
+        caption=f"Predicted mean with its {percent(coverage)} prediction interval against the observed value. "
         f"An interval that crosses the diagonal holds it.",
     )
 
@@ -172,7 +163,7 @@ def draw_errors(
     y, mean, std = predictions.y[:, index], predictions.mean[:, index], predictions.std[:, index]
     figure, axes = _figure(5.2, 4.2)
     axes.plot(std[shown], np.abs(y - mean)[shown], "o", color=_GREY, alpha=0.5, label="|observed - predicted|")
-    axes.plot(std[shown], finite(half_width), ".", color=_BLUE, label=f"half width of the {_percent(coverage)} interval")
+    axes.plot(std[shown], finite(half_width), ".", color=_BLUE, label=f"half width of the {percent(coverage)} interval")
     binned, errors = error_by_std(y, mean, std)
     axes.plot(binned, errors, "D-", color=_VERMILLION, markersize=5, label="root mean square error of rows with such a std")
     axes.plot([std.min(), std.max()], [std.min(), std.max()], color=_INK, linewidth=1, label="error equal to std")
@@ -238,7 +229,7 @@ def draw_sweep(
     what stands still meanwhile. kind: what rows they are.
     """
     mean, lower, upper = (part[:, index] for part in (curve.mean, curve.lower, curve.upper))
-    interval = f"{_percent(coverage)} prediction interval"
+    interval = f"{percent(coverage)} prediction interval"
     if column.kind in ("categorical", "boolean"):
         figure, axes = _draw_categories(mean, lower, upper, column, interval=interval, values=values, y=y, kind=kind)
         axes.set_xlabel(_quantity(target.name, target.unit))
@@ -338,10 +329,6 @@ def _label(text: str, *, most: int = 48) -> str:
     """`text` without what an SVG file cannot hold, and not longer than a picture has room for."""
     text = _UNPRINTABLE.sub(" ", text)
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _percent(coverage: float) -> str:
-    return f"{100 * coverage:.4g} %"
 
 
 def _picture(figure: Figure, *, alt: str, caption: str) -> Picture:

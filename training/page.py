@@ -1,11 +1,10 @@
 """An HTML page that stands alone: its frame and style, its elements, and numbers as a reader wants them. Escapes all text."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-
-from training.figures import Picture
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -43,6 +42,15 @@ class Html(str):
     """Text that is HTML already; all other text is escaped on its way into the page."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An SVG as a data URI, what it shows to those who cannot see it, and how to read it. The texts are not escaped."""
+
+    source: str
+    alt: str
+    caption: str
 
 
 def figures(pictures: Iterable[Picture]) -> Html:

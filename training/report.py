@@ -12,7 +12,6 @@ from models.manifest import Calibration, Column, Evaluation, EvaluationSource, I
 from training import curves
 from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, outliers, rows_in_words
 from training.figures import (
-    Picture,
     draw_calibration,
     draw_coverage_by_std,
     draw_errors,
@@ -24,6 +23,7 @@ from training.figures import (
 from training.fit import Epoch
 from training.page import (
     Html,
+    Picture,
     count,
     details,
     duration,
