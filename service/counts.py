@@ -42,10 +42,10 @@ def forget(folder: Path, name: str) -> None:
     if not file.exists():
         return
     try:
-        ended: dict[str, list[tuple[list[str], float | list[float]]]] = {}
+        ended: Snapshot = {}
         for family, series in merged([_read(folder / _ENDED), _read(file)]).items():
             if family in _LASTING:
-                ended[family] = [(list(labels), value) for labels, value in series.items()]
+                ended[family] = [(list(labels), numbers) for labels, numbers in series.items()]
         _write(folder / _ENDED, ended)
     except OSError as error:  # a full disk must not end the supervisor
         logger.warning("the counts of a process that has ended are lost (%s)", error)

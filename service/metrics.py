@@ -5,6 +5,7 @@ five times as long); prometheus_client writes the page. All counting happens on 
 """
 
 import math
+import operator
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -205,9 +206,10 @@ FAMILIES = {
 }  # fmt: skip
 """Every metric by name (counters are told with `_total`). Labels are names from the repository or from closed sets."""
 
-Value = float | list[float]
-Snapshot = dict[str, list[tuple[list[str], Value]]]
-"""By family, labels and value; a histogram's value is its counts, then its sum. It has a JSON form."""
+Snapshot = dict[str, list[tuple[list[str], list[float]]]]
+"""By family, labels and numbers: of a histogram its counts, then its sum; of most others one. It has a JSON form."""
+Merged = dict[str, dict[tuple[str, ...], list[float]]]
+"""By family, labels -> numbers."""
 
 
 def snapshot(
@@ -215,21 +217,21 @@ def snapshot(
 ) -> Snapshot:
     """What one process has counted. failed_versions: of every model by name."""
     taken: Snapshot = {name: [] for name in FAMILIES}
-    taken["errorbar_rejected"] = [([reason], float(count)) for reason, count in service.rejected.items()]
-    taken["errorbar_reloads"] = [([outcome], float(count)) for outcome, count in service.reloads.items()]
-    taken["errorbar_in_flight_requests"] = [([], float(service.in_flight))]
-    taken["errorbar_up"] = [([], 1.0)]
-    taken["errorbar_ready"] = [([], float(ready))]
-    taken["errorbar_failed_versions"] = [([name], float(count)) for name, count in failed_versions.items()]
+    taken["errorbar_rejected"] = [([reason], [float(count)]) for reason, count in service.rejected.items()]
+    taken["errorbar_reloads"] = [([outcome], [float(count)]) for outcome, count in service.reloads.items()]
+    taken["errorbar_in_flight_requests"] = [([], [float(service.in_flight)])]
+    taken["errorbar_up"] = [([], [1.0])]
+    taken["errorbar_ready"] = [([], [float(ready)])]
+    taken["errorbar_failed_versions"] = [([name], [float(count)]) for name, count in failed_versions.items()]
     for model in models:
         of = [model.name, str(model.version)]
         counted = model.metrics
         model.batcher.count()
         counted.settle()
-        taken["errorbar_requests"] += [([*of, outcome], float(count)) for outcome, count in counted.requests.items()]
-        taken["errorbar_request_seconds"] += [([*of, phase], seconds) for phase, seconds in counted.seconds.items()]
+        taken["errorbar_requests"] += [([*of, outcome], [float(count)]) for outcome, count in counted.requests.items()]
+        taken["errorbar_request_seconds"] += [([*of, phase], [seconds]) for phase, seconds in counted.seconds.items()]
         taken["runs_by_rows"] += [([*of, str(rows)], list(runs)) for rows, runs in counted.runs_by_rows.items()]
-        taken["errorbar_model_info"].append(([*of, model.sha256, model.device.name], 1.0))
+        taken["errorbar_model_info"].append(([*of, model.sha256, model.device.name], [1.0]))
         numbers = {
             "errorbar_rows": counted.rows,
             "errorbar_out_of_range_rows": counted.unusual_rows,
@@ -237,32 +239,26 @@ def snapshot(
             "errorbar_last_run_timestamp_seconds": counted.last_run,
         }
         for name, number in numbers.items():
-            taken[name].append((of, float(number)))
+            taken[name].append((of, [float(number)]))
         for name, histogram in counted.histograms.items():
             taken[name].append((of, [*map(float, histogram.counts), histogram.total]))
     return taken
 
 
-def merged(snapshots: Iterable[Snapshot]) -> dict[str, dict[tuple[str, ...], Value]]:
-    """Several processes' counts as those of one: by family, labels -> value."""
-    result: dict[str, dict[tuple[str, ...], Value]] = {name: {} for name in FAMILIES}
+def merged(snapshots: Iterable[Snapshot]) -> Merged:
+    """Several processes' counts as those of one."""
+    result: Merged = {name: {} for name in FAMILIES}
     for one in snapshots:
         for name, series in one.items():
-            family = result[name]
-            for labels, value in series:
-                key = tuple(labels)
-                before = family.get(key)
-                if before is None:
-                    family[key] = value
-                elif isinstance(value, list) and isinstance(before, list):
-                    family[key] = [old + new for old, new in zip(before, value, strict=True)]
-                elif not isinstance(value, list) and not isinstance(before, list):
-                    family[key] = max(before, value) if FAMILIES[name].kind == "largest" else before + value
+            together = max if FAMILIES[name].kind == "largest" else operator.add
+            for labels, numbers in series:
+                before = result[name].get(tuple(labels), [0.0] * len(numbers))
+                result[name][tuple(labels)] = [together(old, new) for old, new in zip(before, numbers, strict=True)]
     return result
 
 
 class _Page(Collector):
-    def __init__(self, values: Mapping[str, Mapping[tuple[str, ...], Value]]):
+    def __init__(self, values: Merged):
         self._values = values
 
     def collect(self) -> Iterator[Metric]:
@@ -271,13 +267,13 @@ class _Page(Collector):
                 continue
             kind = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(family.kind, GaugeMetricFamily)
             metric = kind(name, family.help, labels=family.labels)
-            for labels, value in sorted(self._values[name].items()):
-                if isinstance(value, list):
+            for labels, numbers in sorted(self._values[name].items()):
+                if family.kind == "histogram":
                     bounds = [*map(str, family.bounds), "+Inf"]
-                    buckets = list(zip(bounds, accumulate(value[:-1]), strict=True))
-                    metric.add_metric(labels, buckets=buckets, sum_value=value[-1])
+                    buckets = list(zip(bounds, accumulate(numbers[:-1]), strict=True))
+                    metric.add_metric(labels, buckets=buckets, sum_value=numbers[-1])
                 else:
-                    metric.add_metric(labels, value)
+                    metric.add_metric(labels, *numbers)
             yield metric
 
 
@@ -292,34 +288,32 @@ def statistics(snapshots: Iterable[Snapshot], versions: Iterable[tuple[str, str]
     return {"model_stats": [_statistics(values, name, version) for name, version in versions]}
 
 
-def _statistics(values: Mapping[str, Mapping[tuple[str, ...], Value]], name: str, version: str) -> dict[str, Any]:
+def _statistics(values: Merged, name: str, version: str) -> dict[str, Any]:
     of = (name, version)
 
     def number(family: str, *more: str) -> float:
-        value = values[family].get((*of, *more), 0.0)
-        return sum(value[:-1]) if isinstance(value, list) else value
+        return values[family].get((*of, *more), [0.0])[0]
 
     def duration(count: float, seconds: float) -> dict[str, int]:
         return {"count": round(count), "ns": round(seconds * 1e9)}
 
-    outcomes = {key[2]: value for key, value in values["errorbar_requests"].items() if key[:2] == of}
     answered = number("errorbar_requests", OK)
-    refused = sum(value for outcome, value in outcomes.items() if outcome != OK and not isinstance(value, list))
-    waited = values["errorbar_queue_duration_seconds"].get(of, [0.0])
-    runs = sorted(
-        (int(key[2]), value) for key, value in values["runs_by_rows"].items() if key[:2] == of and isinstance(value, list)
-    )
+    outcomes = {key[2]: count for key, (count,) in values["errorbar_requests"].items() if key[:2] == of}
+    refused = sum(count for outcome, count in outcomes.items() if outcome != OK)
+    *waits, waited = values["errorbar_queue_duration_seconds"].get(of, [0.0])
+    *run_counts, _ = values["errorbar_run_rows"].get(of, [0.0])
+    runs = sorted((int(key[2]), runs) for key, runs in values["runs_by_rows"].items() if key[:2] == of)
     nothing = duration(0, 0)
     return {
         "name": name,
         "version": version,
         "last_inference": round(number("errorbar_last_run_timestamp_seconds") * 1e3),
         "inference_count": round(number("errorbar_rows")),
-        "execution_count": round(number("errorbar_run_rows")),
+        "execution_count": round(sum(run_counts)),
         "inference_stats": {
             "success": duration(answered, number("errorbar_request_seconds", "answered")),
             "fail": duration(refused, number("errorbar_request_seconds", "refused")),
-            "queue": duration(number("errorbar_queue_duration_seconds"), waited[-1] if isinstance(waited, list) else 0.0),
+            "queue": duration(sum(waits), waited),
             "compute_input": duration(answered, number("errorbar_request_seconds", "read")),
             "compute_infer": duration(answered, number("errorbar_request_seconds", "run")),
             "compute_output": duration(answered, number("errorbar_request_seconds", "write")),

@@ -7,19 +7,19 @@ def test_counts_of_other_processes_last_when_these_end(tmp_path):
     for times in (1, 2):
         other.leave(
             {
-                "errorbar_requests": [(["m", "1", "ok"], 2.0 * times)],
+                "errorbar_requests": [(["m", "1", "ok"], [2.0 * times])],
                 "errorbar_run_rows": [(["m", "1"], [1.0 * times, 3.0 * times])],
-                "errorbar_up": [([], 1.0)],
-                "errorbar_model_info": [(["m", "1", "abc", "cpu"], 1.0)],
+                "errorbar_up": [([], [1.0])],
+                "errorbar_model_info": [(["m", "1", "abc", "cpu"], [1.0])],
             }
         )
     (left,) = one.others()
-    assert left["errorbar_requests"] == [[["m", "1", "ok"], 4.0]]
-    assert left["errorbar_up"] == [[[], 1.0]]
+    assert left["errorbar_requests"] == [[["m", "1", "ok"], [4.0]]]
+    assert left["errorbar_up"] == [[[], [1.0]]]
     for _ in range(2):  # the second time there is nothing to forget
         forget(tmp_path, "other")
         (left,) = one.others()
-        assert left["errorbar_requests"] == [[["m", "1", "ok"], 4.0]]
+        assert left["errorbar_requests"] == [[["m", "1", "ok"], [4.0]]]
         assert left["errorbar_run_rows"] == [[["m", "1"], [2.0, 6.0]]]
         assert not left.keys() & {"errorbar_up", "errorbar_model_info"}
     assert {family.kind for family in FAMILIES.values()} == {"counter", "gauge", "largest", "histogram", "hidden"}
@@ -27,7 +27,7 @@ def test_counts_of_other_processes_last_when_these_end(tmp_path):
 
 def test_a_full_disk_loses_the_counts_of_a_process_that_has_ended_and_nothing_else(tmp_path, monkeypatch, caplog):
     one, other = SharedCounts(tmp_path, "one"), SharedCounts(tmp_path, "other")
-    other.leave({"errorbar_up": [([], 1.0)]})
+    other.leave({"errorbar_up": [([], [1.0])]})
 
     def write(*_):
         raise OSError(28, "No space left on device")

@@ -111,22 +111,22 @@ async def test_what_alerts_look_for_is_there_before_it_happens(repository):
 
 def test_counts_of_several_processes_add_up():
     one = {
-        "errorbar_requests": [(["m", "1", "ok"], 2.0)],
+        "errorbar_requests": [(["m", "1", "ok"], [2.0])],
         "errorbar_run_rows": [(["m", "1"], [1.0, 0.0, 3.0])],
-        "errorbar_last_run_timestamp_seconds": [(["m", "1"], 5.0)],
-        "errorbar_up": [([], 1.0)],
+        "errorbar_last_run_timestamp_seconds": [(["m", "1"], [5.0])],
+        "errorbar_up": [([], [1.0])],
     }
     other = {
-        "errorbar_requests": [(["m", "1", "ok"], 3.0), (["m", "2", "ok"], 1.0)],
+        "errorbar_requests": [(["m", "1", "ok"], [3.0]), (["m", "2", "ok"], [1.0])],
         "errorbar_run_rows": [(["m", "1"], [1.0, 2.0, 4.0])],
-        "errorbar_last_run_timestamp_seconds": [(["m", "1"], 4.0)],
-        "errorbar_up": [([], 1.0)],
+        "errorbar_last_run_timestamp_seconds": [(["m", "1"], [4.0])],
+        "errorbar_up": [([], [1.0])],
     }
     together = merged([one, orjson.loads(orjson.dumps(other))])
-    assert together["errorbar_requests"] == {("m", "1", "ok"): 5.0, ("m", "2", "ok"): 1.0}
+    assert together["errorbar_requests"] == {("m", "1", "ok"): [5.0], ("m", "2", "ok"): [1.0]}
     assert together["errorbar_run_rows"] == {("m", "1"): [2.0, 2.0, 7.0]}
-    assert together["errorbar_last_run_timestamp_seconds"] == {("m", "1"): 5.0}
-    assert together["errorbar_up"] == {(): 2.0}
+    assert together["errorbar_last_run_timestamp_seconds"] == {("m", "1"): [5.0]}
+    assert together["errorbar_up"] == {(): [2.0]}
 
 
 def test_a_page_of_nothing_is_a_page():
