@@ -28,7 +28,7 @@ from benchmarks.fuzz_inputs import Input, mutated, valid_inputs
 from models.artifact import Run, open_model
 from models.manifest import Target
 from service.answers import Content
-from service.codecs.rows import Limits
+from service.codecs.terms import Limits
 from service.errors import LISTED_PROBLEMS, ServiceError
 from service.inference.batcher import Part, RunLimits
 from service.inference.session import Device
@@ -36,7 +36,7 @@ from service.model import ServedModel, load_model
 from service.predictions import Question, check_support
 from service.routes.infer import JSON_LENGTH_HEADER, V2
 from service.routes.predict import INVOCATIONS, V1
-from service.routes.protocol import Asked, Protocol
+from service.routes.protocol import Asked, Protocol, terms_of
 from tests.model_files import MIXED, NUMERIC, write_formula_model
 
 _PROTOCOLS = {"invocations": INVOCATIONS, "v2": V2, "v2 binary": V2, "v2 raw": V2}
@@ -128,7 +128,7 @@ def _models(folder: Path) -> dict[str, _Model]:
 def _ask(given: Input, model: _Model) -> None:
     """Answer a request as the service does. Raises ServiceError where it is refused, else what is wrong with the answer."""
     protocol, scope = _PROTOCOLS.get(given.form, V1), given.scope()
-    asked = protocol.read(_LIMITS, model.served, scope, given.body)
+    asked = protocol.read(terms_of(model.served, _LIMITS), scope, given.body)
     check_support(asked.question, model.served.targets)
     _check_question(asked.question, model.served, of_tensors=protocol is V2)
     arrays = model.run(asked.question.x, np.array(asked.question.coverage))

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
-from service.codecs.rows import Limits
+from service.codecs.terms import Limits
 from service.counts import SharedCounts
 from service.errors import NotFoundError, UnavailableError
 from service.inference.session import Device

@@ -14,8 +14,9 @@ import orjson
 from service.codecs.cells import NOT_EXACT, Values, read_number
 from service.codecs.features import Features, UnknownCategory, first_names, read_column
 from service.codecs.parts import in_parts
-from service.codecs.rows import OPTIONS, SEARCHED_BYTES, Limits, check_levels, check_size
+from service.codecs.rows import OPTIONS, SEARCHED_BYTES
 from service.codecs.tensors import NUMBERS, TEXT, Tensor, flag, parameters, raw_numbers, read_tensors
+from service.codecs.terms import Terms, check_levels, check_size
 from service.codecs.unusual import find_unusual, infinite, unknown_category_problems, warnings_about
 from service.codecs.words import json_type, nearest, shortened
 from service.errors import ENOUGH_PROBLEMS, LISTED_PROBLEMS, InvalidRequestError, Problem, refuse
@@ -54,17 +55,16 @@ class InferRequest:
     unusual_rows: int
 
 
-def read_infer(
-    body: bytes, *, json_bytes: int | None, features: Features, targets: int, default_coverage: float, limits: Limits
-) -> InferRequest:
+def read_infer(body: bytes, terms: Terms, *, json_bytes: int | None) -> InferRequest:
     """The request that a V2 body holds. json_bytes: what the header Inference-Header-Content-Length says; None without it.
 
     Raises InvalidRequestError with all problems of the rows, or with the first one of the form; TooLargeError.
     """
     if json_bytes == 0:
-        return _raw_request(body, features, targets=targets, default_coverage=default_coverage, limits=limits)
+        return _raw_request(body, terms)
     if json_bytes is not None and json_bytes > len(body):
         raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
+    features = terms.features
     text, raw = (body, memoryview(b"")) if json_bytes is None else (body[:json_bytes], memoryview(body)[json_bytes:])
     request, tensors = _read_in_parts(text, raw) or _read_whole(text, raw)
     options = parameters(request, "the request")
@@ -72,13 +72,13 @@ def read_infer(
         _refuse_misspelt(options)
     outputs, binary = _outputs(request.get("outputs"), default=flag(options, "binary_data_output", "the request") or False)
     _check_names(tensors, features)
-    coverage = _coverage(options, tensors.pop(COVERAGE, None), default=default_coverage)
+    coverage = _coverage(options, tensors.pop(COVERAGE, None), default=terms.default_coverage)
     if not any(name in INTERVALS for name in outputs):
         coverage = ()  # it matters to nothing that is asked for, and must not keep requests from sharing a run
-    check_levels(len(coverage), limits=limits)
+    check_levels(len(coverage), limits=terms.limits)
     rows = _rows(tensors, features)
-    values_per_row = sum(targets * (len(coverage) if name in INTERVALS else 1) for name in outputs)
-    check_size(rows, values_per_row, limits=limits)
+    values_per_row = sum(terms.targets * (len(coverage) if name in INTERVALS else 1) for name in outputs)
+    check_size(rows, values_per_row, limits=terms.limits)
     problems: list[Problem] = []
     unknown: list[UnknownCategory] = []
     x = (
@@ -102,8 +102,9 @@ def read_infer(
     )
 
 
-def _raw_request(body: bytes, features: Features, *, targets: int, default_coverage: float, limits: Limits) -> InferRequest:
+def _raw_request(body: bytes, terms: Terms) -> InferRequest:
     """A body without JSON: the bytes of x, FP64, row after row. Every output goes back as bytes."""
+    features = terms.features
     width = len(features.names)
     row_bytes = width * NUMBERS[DATATYPE_OF_RAW].itemsize
     if not body or len(body) % row_bytes:
@@ -111,7 +112,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
             f"the body has {len(body)} bytes; rows of {width} features as {DATATYPE_OF_RAW} take {row_bytes} bytes each"
         )
     shape = (len(body) // row_bytes, width)
-    check_size(shape[0], targets * len(OUTPUTS), limits=limits)
+    check_size(shape[0], terms.targets * len(OUTPUTS), limits=terms.limits)
     tensor = Tensor(DATATYPE_OF_RAW, shape, raw_numbers(body, DATATYPE_OF_RAW, shape, "the body"))
     problems: list[Problem] = []
     x = _whole(tensor, features, problems)
@@ -120,7 +121,7 @@ def _raw_request(body: bytes, features: Features, *, targets: int, default_cover
         raise refuse(problems)
     return InferRequest(
         id=None,
-        question=Question(x, coverage=(default_coverage,)),
+        question=Question(x, coverage=(terms.default_coverage,)),
         outputs=OUTPUTS,
         binary=frozenset(OUTPUTS),
         timeout_seconds=None,

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from service.codecs.clouds import KEYS_OF_REQUESTS, KEYS_OF_ROWS, places_of_rows
 from service.codecs.features import Features, Rows, joined, read_instances
 from service.codecs.parts import NUMBERS_AT_ONCE, ROWS_AT_ONCE, by_rows, in_parts
+from service.codecs.terms import Terms, check_levels, check_size
 from service.codecs.unusual import find_unusual, unknown_category_problems, warnings_about
 from service.codecs.words import json_type, nearest
-from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, NotJSONError, Problem, TooLargeError, refuse
+from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, NotJSONError, Problem, refuse
 from service.predictions import Prediction, Question
 
 OPTIONS = ("coverage", "quantiles", "thresholds", "samples", "seed", "strict")
@@ -37,15 +38,6 @@ Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes a V1 request of an object in another form."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How large a request may be."""
-
-    rows: int
-    answer_values: int
-    levels: int = 1000
-
-
 @dataclass(slots=True)
 class RowsRequest:
     """A request that was understood: what to answer, and what its answer warns of."""
@@ -55,15 +47,7 @@ class RowsRequest:
     """By row, in order."""
 
 
-def read_request(
-    body: bytes,
-    features: Features,
-    *,
-    targets: int,
-    default_coverage: float,
-    limits: Limits,
-    rewrite: Rewrite | None = None,
-) -> RowsRequest:
+def read_request(body: bytes, terms: Terms, *, rewrite: Rewrite | None = None) -> RowsRequest:
     """The request that a V1 body holds; `rewrite` makes a V1 request of an object in another form.
 
     Raises InvalidRequestError with all its problems, NotJSONError, or TooLargeError.
@@ -71,26 +55,19 @@ def read_request(
     request = in_parts(body, KEYS_OF_ROWS, places_of_rows)
     if request is not None:
         with suppress(orjson.JSONDecodeError):  # the whole tells what is wrong, if anything is
-            return _read(request, features, targets, default_coverage, limits, rewrite)
-    return _read(_document(body, features, rewrite), features, targets, default_coverage, limits, rewrite)
+            return _read(request, terms, rewrite)
+    return _read(_document(body, terms.features, rewrite), terms, rewrite)
 
 
 def understood(
-    request: dict[str, Any],
-    read: Callable[[], Rows],
-    problems: list[Problem],
-    *,
-    rows: int,
-    features: Features,
-    targets: int,
-    default_coverage: float,
-    limits: Limits,
+    request: dict[str, Any], read: Callable[[], Rows], problems: list[Problem], terms: Terms, *, rows: int
 ) -> RowsRequest:
     """The request that asks for the options in `request` about so many rows, which `read` gives.
 
     Raises InvalidRequestError with all its problems, those of `problems` first; TooLargeError before `read` is called.
     """
-    coverage: tuple[float, ...] = (default_coverage,)
+    features, limits = terms.features, terms.limits
+    coverage: tuple[float, ...] = (terms.default_coverage,)
     quantiles: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     samples, seed, strict = 0, None, False
@@ -105,7 +82,7 @@ def understood(
             problems.append(Problem("'seed' does nothing without 'samples'"))
         strict = options.flag("strict")
         check_levels(len(coverage) + len(quantiles), limits=limits)
-    check_size(rows, targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
+    check_size(rows, terms.targets * (3 + 2 * len(coverage) + len(quantiles) + len(thresholds) + samples), limits=limits)
     x, unknown, row_problems = read()
     problems += row_problems
     if strict:
@@ -211,31 +188,7 @@ def _escaped(value: object) -> bytes:
     return orjson.dumps(value).replace(b"%", b"%%")
 
 
-def check_levels(count: int, *, limits: Limits) -> None:
-    """Raise TooLargeError where a request asks for too many coverages and quantiles."""
-    if count > limits.levels:
-        raise TooLargeError(
-            f"the request asks for {count} coverages and quantiles; at most {limits.levels} are allowed (setting max_levels)"
-        )
-
-
-def check_size(rows: int, values_per_row: int, *, limits: Limits) -> None:
-    """Raise TooLargeError where a request has too many rows, or its answer would have too many numbers."""
-    if rows > limits.rows:
-        raise TooLargeError(
-            f"the request has {rows} rows; at most {limits.rows} are allowed (setting max_rows): send them in parts"
-        )
-    values = max(rows, 1) * values_per_row  # a request without rows must not ask for too much either
-    if values > limits.answer_values:
-        raise TooLargeError(
-            f"the answer would hold {values} numbers; at most {limits.answer_values} are allowed "
-            "(setting max_answer_values): ask for fewer rows, coverages, quantiles, thresholds or samples at once"
-        )
-
-
-def _read(
-    request: Any, features: Features, targets: int, default_coverage: float, limits: Limits, rewrite: Rewrite | None
-) -> RowsRequest:
+def _read(request: Any, terms: Terms, rewrite: Rewrite | None) -> RowsRequest:
     """The request of a document, in which an iterator over their parts may stand for the rows; raises what that raises, too."""
     if rewrite is not None and isinstance(request, dict):
         request = rewrite(request)
@@ -245,23 +198,14 @@ def _read(
     problems = [Problem(_about_key(key, _KEYS if rewrite is None else _CLOUD_KEYS)) for key in strange[:ENOUGH_PROBLEMS]]
     instances = request.get("instances")
     if isinstance(instances, list):
-        count, read = len(instances), partial(read_instances, instances, features)
+        count, read = len(instances), partial(read_instances, instances, terms.features)
     elif isinstance(instances, Iterator):
-        count, parts = _read_parts(instances, features, most_rows=limits.rows)
-        read = partial(joined, parts, features)
+        count, parts = _read_parts(instances, terms.features, most_rows=terms.limits.rows)
+        read = partial(joined, parts, terms.features)
     else:
         what = f"is {json_type(instances)}" if "instances" in request else "is missing"
         raise refuse([Problem(f"'instances' {what}; give an array of rows"), *problems])
-    return understood(
-        request,
-        read,
-        problems,
-        rows=count,
-        features=features,
-        targets=targets,
-        default_coverage=default_coverage,
-        limits=limits,
-    )
+    return understood(request, read, problems, terms, rows=count)
 
 
 def _about_key(key: str, known: Sequence[str]) -> str:

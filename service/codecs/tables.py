@@ -22,13 +22,13 @@ from service.codecs.features import Features, Rows, UnknownCategory, first_names
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
 from service.codecs.rows import (
     OPTIONS,
-    Limits,
     RowsRequest,
     numbers_that_json_has_not,
     row_numbers,
     row_texts,
     understood,
 )
+from service.codecs.terms import Terms
 from service.codecs.unusual import infinite
 from service.codecs.words import first_repeated, nearest
 from service.errors import ENOUGH_PROBLEMS, InvalidRequestError, Problem, refuse
@@ -49,23 +49,12 @@ class Format:
     """Whether a small body may hold many rows."""
 
 
-def read_table(
-    body: bytes, query: bytes, form: Format, features: Features, *, targets: int, default_coverage: float, limits: Limits
-) -> RowsRequest:
+def read_table(body: bytes, query: bytes, form: Format, terms: Terms) -> RowsRequest:
     """The request that a table and the query of its URL make. Raises InvalidRequestError, TooLargeError."""
     problems: list[Problem] = []
     options = _options(query, problems)
-    rows, read = form.count(body, features, limits.rows)
-    return understood(
-        options,
-        read,
-        problems,
-        rows=rows,
-        features=features,
-        targets=targets,
-        default_coverage=default_coverage,
-        limits=limits,
-    )
+    rows, read = form.count(body, terms.features, terms.limits.rows)
+    return understood(options, read, problems, terms, rows=rows)
 
 
 def refuse_options(query: bytes) -> None:

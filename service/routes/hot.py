@@ -26,7 +26,7 @@ from service.predictions import check_support
 from service.routes.bodies import SMALL_BYTES, BodyRoom, HeldBody, beginning, decompressed, encoding_of, receive_body
 from service.routes.infer import V2
 from service.routes.predict import INVOCATIONS, V1
-from service.routes.protocol import LARGE_BYTES, Asked, Protocol
+from service.routes.protocol import LARGE_BYTES, Asked, Protocol, terms_of
 from service.state import ServiceState
 
 _ROUTES: tuple[tuple[re.Pattern[str], Protocol], ...] = (
@@ -230,7 +230,7 @@ class _Work:
         """In any thread. Decompressed here, no more bodies take their full size at a time than there are threads."""
         started = time.perf_counter()
         body = decompressed(self._scope, body, limit=self._state.settings.max_body_bytes)
-        self._asked = asked = self._protocol.read(self._state.limits, model, self._scope, body)
+        self._asked = asked = self._protocol.read(terms_of(model, self._state.limits), self._scope, body)
         check_support(asked.question, model.targets)
         self._read_seconds = time.perf_counter() - started
         return asked

@@ -5,7 +5,7 @@ from starlette.types import Scope
 from service.answers import Content, header, length_of
 from service.codecs.infer import InferRequest, read_infer
 from service.codecs.infer_answer import answer, check_finite, finite
-from service.codecs.rows import Limits
+from service.codecs.terms import Terms
 from service.errors import InvalidRequestError
 from service.inference.batcher import Part
 from service.model import ServedModel
@@ -21,16 +21,9 @@ _JSON_TO_RAW_TEXTS = 4
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
-def _read(limits: Limits, model: ServedModel, scope: Scope, body: bytes) -> Asked[InferRequest]:
+def _read(terms: Terms, scope: Scope, body: bytes) -> Asked[InferRequest]:
     """Content-Type decides nothing: of the clients in use some send none, and some call JSON an octet-stream."""
-    request = read_infer(
-        body,
-        json_bytes=_json_bytes(scope),
-        features=model.features,
-        targets=len(model.targets.names),
-        default_coverage=model.manifest.default_coverage,
-        limits=limits,
-    )
+    request = read_infer(body, terms, json_bytes=_json_bytes(scope))
     return Asked(
         request.question,
         request.outputs,

@@ -7,8 +7,9 @@ from starlette.types import Scope
 
 from service.answers import JSON, Content, header
 from service.codecs.clouds import as_v1
-from service.codecs.rows import SEARCHED_BYTES, Limits, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import SEARCHED_BYTES, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
 from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
+from service.codecs.terms import Terms
 from service.errors import InvalidRequestError, NotJSONError
 from service.inference.batcher import Part
 from service.model import ServedModel
@@ -21,21 +22,17 @@ _CELLS_WORTH_COUNTING = 1_000_000
 PATHS = (f"{_PREFIX}:predict", f"{_PREFIX}/versions/{{version}}:predict", f"{_PREFIX}/labels/{{label}}:predict")
 
 
-def _reader(rewrite: Rewrite | None) -> Callable[[Limits, ServedModel, Scope, bytes], Asked[RowsRequest]]:
-    def read(limits: Limits, model: ServedModel, scope: Scope, body: bytes) -> Asked[RowsRequest]:
-        targets, coverage = len(model.targets.names), model.manifest.default_coverage
+def _reader(rewrite: Rewrite | None) -> Callable[[Terms, Scope, bytes], Asked[RowsRequest]]:
+    def read(terms: Terms, scope: Scope, body: bytes) -> Asked[RowsRequest]:
         form = FORMATS.get(_media_type(scope))
         if form is None:
             refuse_options(scope["query_string"])
             try:
-                request = read_request(
-                    body, model.features, rewrite=rewrite, targets=targets, default_coverage=coverage, limits=limits
-                )
+                request = read_request(body, terms, rewrite=rewrite)
             except NotJSONError as error:
                 raise InvalidRequestError(error.sentence + _what_else(scope, body)) from error
         else:
-            query = scope["query_string"]
-            request = read_table(body, query, form, model.features, targets=targets, default_coverage=coverage, limits=limits)
+            request = read_table(body, scope["query_string"], form, terms)
         return Asked(request.question, request.question.outputs, request, unusual_rows=len(request.warnings))
 
     return read

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from starlette.types import Scope
 
 from service.answers import Content
-from service.codecs.rows import Limits
+from service.codecs.terms import Limits, Terms
 from service.inference.batcher import Part
 from service.model import ServedModel
 from service.predictions import Question
@@ -34,12 +34,17 @@ class Asked(Generic[Request]):
 
 @dataclass(frozen=True)
 class Protocol:
-    """read(limits, model, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
+    """read(terms, scope, body) raises the errors of service/errors.py; so does write(model, scope, asked, part)."""
 
     name: str
-    read: Callable[[Limits, ServedModel, Scope, bytes], Asked[Any]]
+    read: Callable[[Terms, Scope, bytes], Asked[Any]]
     write: Callable[[ServedModel, Scope, Asked[Any], Part], Content]
     reading_takes_long: Callable[[ServedModel, Scope, bytes], bool]
     """Whether reading this body may take long, and belongs in a thread."""
     writing_takes_long: Callable[[Asked[Any]], bool]
     """Likewise the writing of this answer."""
+
+
+def terms_of(model: ServedModel, limits: Limits) -> Terms:
+    """What a request for this model is read by."""
+    return Terms(model.features, len(model.targets.names), model.manifest.default_coverage, limits)

@@ -13,8 +13,8 @@ import pytest
 
 from models.manifest import Column
 from service.codecs.features import features_of
-from service.codecs.rows import Limits
 from service.codecs.tables import FORMATS, read_table
+from service.codecs.terms import Limits, Terms
 from service.errors import InvalidRequestError, TooLargeError
 from service.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
@@ -35,7 +35,7 @@ def stream(columns, *, rows=None, **options):
 
 def read(body, query="", features=MIXED_FEATURES, *, targets=1, **limits):
     limits = Limits(**({"rows": 1000, "answer_values": 10_000} | limits))
-    return read_table(body, query.encode(), ARROW, features, targets=targets, default_coverage=0.9, limits=limits)
+    return read_table(body, query.encode(), ARROW, Terms(features, targets, 0.9, limits))
 
 
 def column(name, values):

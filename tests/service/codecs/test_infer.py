@@ -12,7 +12,7 @@ from models.manifest import Column
 from service.codecs import infer, parts
 from service.codecs.features import features_of
 from service.codecs.infer import OUTPUTS, read_infer
-from service.codecs.rows import Limits
+from service.codecs.terms import Limits, Terms
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
 from tests.model_files import MIXED, NUMERIC
 
@@ -23,7 +23,7 @@ X = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}
 def read(request, features=NUMERIC_FEATURES, json_bytes=None, **limits):
     body = request if isinstance(request, bytes) else orjson.dumps(request)
     limits = Limits(**({"rows": 100, "answer_values": 1000} | limits))
-    return read_infer(body, json_bytes=json_bytes, features=features, targets=1, default_coverage=0.9, limits=limits)
+    return read_infer(body, Terms(features, 1, 0.9, limits), json_bytes=json_bytes)
 
 
 def refusal(request, **arguments):

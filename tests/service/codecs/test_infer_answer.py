@@ -7,7 +7,7 @@ import pytest
 from service.codecs.features import features_of
 from service.codecs.infer import InferRequest, read_infer
 from service.codecs.infer_answer import answer, check_finite
-from service.codecs.rows import Limits
+from service.codecs.terms import Limits, Terms
 from service.errors import InvalidRequestError
 from service.predictions import Question
 from tests.model_files import NUMERIC
@@ -82,7 +82,7 @@ def test_many_warnings_are_cut():
     far = {"name": "x", "datatype": "FP64", "shape": [25, 2], "data": [4.0, 1.0] * 25}
     limits = Limits(rows=100, answer_values=1000)
     body, features = orjson.dumps({"inputs": [far]}), features_of(NUMERIC)
-    request = read_infer(body, json_bytes=None, features=features, targets=1, default_coverage=0.9, limits=limits)
+    request = read_infer(body, Terms(features, 1, 0.9, limits), json_bytes=None)
     assert (request.unusual_rows, list(request.warnings)) == (25, list(range(20)))
     written = answer(made(warnings={row: ["odd"] for row in range(20)}, unusual_rows=25), ARRAYS, name="m", version="1")
     assert orjson.loads(written.body)["parameters"]["warnings"].endswith("row 19: odd; and 5 more rows")

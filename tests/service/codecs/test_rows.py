@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from service.codecs import parts, rows
 from service.codecs.clouds import as_v1
 from service.codecs.features import features_of
-from service.codecs.rows import Limits, read_request, row_numbers
+from service.codecs.rows import read_request, row_numbers
+from service.codecs.terms import Limits, Terms
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
 from service.predictions import Prediction, check_finite
 from tests.model_files import MIXED, NUMERIC
@@ -32,7 +33,7 @@ keys = st.sampled_from(["instances", "coverage", "quantiles", "thresholds", "sam
 def read(request, features=NUMERIC_FEATURES, **limits):
     body = request if isinstance(request, bytes) else orjson.dumps(request)
     limits = Limits(**({"rows": 100, "answer_values": 10_000} | limits))
-    return read_request(body, features, targets=1, default_coverage=0.9, limits=limits)
+    return read_request(body, Terms(features, 1, 0.9, limits))
 
 
 def answer(prediction, warnings, *, coverage, targets, model):
@@ -127,14 +128,14 @@ def test_a_number_that_is_not_finite_is_found_by_row_and_feature(number):
 )
 def test_a_number_that_is_not_finite_is_found_in_every_form(body):
     with pytest.raises(InvalidRequestError) as caught:
-        read_request(body.encode(), NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
+        read_request(body.encode(), Terms(NUMERIC_FEATURES, 1, 0.9, LIMITS), rewrite=as_v1)
     assert caught.value.sentence.startswith("row 1, feature 'b': nan is not a finite number")
 
 
 @pytest.mark.parametrize("body", ["NaN", "[NaN]", '["inputs", NaN]', '{"inputs": NaN}', '{"dataframe_split": [NaN]}'])
 def test_a_number_that_is_not_finite_elsewhere_is_no_bug(body):
     with pytest.raises(InvalidRequestError, match="not valid JSON"):
-        read_request(body.encode(), NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
+        read_request(body.encode(), Terms(NUMERIC_FEATURES, 1, 0.9, LIMITS), rewrite=as_v1)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_no_more_problems_are_looked_for_than_are_told(request_):
 
 def read_or_refused(body, features, **form):
     try:
-        return read_request(body, features, targets=2, default_coverage=0.9, limits=LIMITS, **form)
+        return read_request(body, Terms(features, 2, 0.9, LIMITS), **form)
     except (InvalidRequestError, TooLargeError) as error:
         return error
 
@@ -262,7 +263,7 @@ def test_a_large_request_is_read_in_parts(said, rewrite, monkeypatch):
     monkeypatch.setattr(rows, "_document", None)  # what reads a body whole
     body = orjson.dumps({"coverage": [0.5]} | said | {"seed": 7, "samples": 1})
     limits = Limits(rows=20_000, answer_values=10**6)
-    question = read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=limits, rewrite=rewrite).question
+    question = read_request(body, Terms(NUMERIC_FEATURES, 1, 0.9, limits), rewrite=rewrite).question
     assert question.x.tolist() == ARRAYS
     assert (question.coverage, question.seed, question.samples) == ((0.5,), 7, 1)
 
@@ -272,7 +273,7 @@ def test_a_key_of_another_form_within_a_large_frame_hides_no_rows():
     frame = b'{"columns":%b,"inputs":%b,"data":%b,"index":%b}'
     frame %= (columns, orjson.dumps([row] * 30_000), orjson.dumps([row] * 2), orjson.dumps([[0, 1]] * 60_000))
     body = b'{"dataframe_split":%b}' % frame
-    request = read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS, rewrite=as_v1)
+    request = read_request(body, Terms(NUMERIC_FEATURES, 1, 0.9, LIMITS), rewrite=as_v1)
     assert request.question.x.tolist() == [row] * 2
 
 
@@ -293,7 +294,7 @@ def test_a_cell_that_is_nested_as_deep_as_json_may_be_is_refused(cell, feature):
 @given(st.binary())
 def test_whatever_bytes_come_are_refused_in_a_sentence(body):
     with pytest.raises(ServiceError):
-        read_request(body, NUMERIC_FEATURES, targets=1, default_coverage=0.9, limits=LIMITS)
+        read_request(body, Terms(NUMERIC_FEATURES, 1, 0.9, LIMITS))
 
 
 def prediction(n, targets, k, **extra):

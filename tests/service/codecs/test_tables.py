@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from models.manifest import Column
 from models.words import MISSING
 from service.codecs.features import features_of
-from service.codecs.rows import Limits
 from service.codecs.tables import FORMATS, read_table, refuse_options
+from service.codecs.terms import Limits, Terms
 from service.errors import InvalidRequestError, TooLargeError
 from service.predictions import Prediction
 from tests.model_files import MIXED, NUMERIC
@@ -27,7 +27,7 @@ CSV, NDJSON = FORMATS[b"text/csv"], FORMATS[b"application/x-ndjson"]
 def read(body, query="", form=CSV, features=NUMERIC_FEATURES, **limits):
     text = body if isinstance(body, bytes) else body.encode()
     limits = Limits(**({"rows": 100, "answer_values": 10_000} | limits))
-    return read_table(text, query.encode(), form, features, targets=1, default_coverage=0.9, limits=limits)
+    return read_table(text, query.encode(), form, Terms(features, 1, 0.9, limits))
 
 
 def refusal(*arguments, **more):
@@ -221,7 +221,7 @@ def test_no_table_whatever_is_a_bug(body, query, form):
         try:
             text = body if isinstance(body, bytes) else body.encode(errors="surrogatepass")
             limits = Limits(rows=100, answer_values=1000)
-            question = read_table(text, query.encode(), form, features, targets=1, default_coverage=0.9, limits=limits).question
+            question = read_table(text, query.encode(), form, Terms(features, 1, 0.9, limits)).question
         except (InvalidRequestError, TooLargeError):
             continue
         assert not np.isinf(question.x).any()
