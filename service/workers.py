@@ -74,20 +74,9 @@ class _Supervisor:
         while True:
             ended = {process: process.exitcode for process in self._processes if process.exitcode is not None}
             for place, process in enumerate(self._processes):
-                if process not in ended:
-                    continue
-                code = ended[process]
-                forget(self._folder, process.name)
-                if self._stopping.is_set():
-                    if code not in (-signal.SIGTERM, -signal.SIGHUP):  # which end it before it serves
-                        status = status or abs(code)
-                elif code == _CANNOT_START or self._hopeless(process):
-                    logger.error("a worker ended with status %s, and another would too: the service ends", code)
-                    status = 1
-                    self._end()
-                else:
-                    logger.error("worker %d ended with status %s; another takes its place", process.pid, code)
-                    self._replace(place)
+                if process in ended:
+                    of_this = self._after(place, process, ended[process])
+                    status = status or of_this
             left = [process for process in self._processes if process not in ended]  # one that ends from here on is seen next
             if not left:
                 return status if self._stopping.is_set() else 1
@@ -95,6 +84,19 @@ class _Supervisor:
             if time.monotonic() > self._last:
                 self._last = math.inf
                 _kill([process for process in left if process.is_alive()])
+
+    def _after(self, place: int, process: BaseProcess, code: int) -> int:
+        """Go on after a worker has ended: with another in its place, unless the service ends: then its status, else 0."""
+        forget(self._folder, process.name)
+        if self._stopping.is_set():
+            return 0 if code in (-signal.SIGTERM, -signal.SIGHUP) else abs(code)  # which end it before it serves
+        if code == _CANNOT_START or self._hopeless(process):
+            logger.error("a worker ended with status %s, and another would too: the service ends", code)
+            self._end()
+            return 1
+        logger.error("worker %d ended with status %s; another takes its place", process.pid, code)
+        self._replace(place)
+        return 0
 
     def _replace(self, place: int) -> None:
         try:
