@@ -10,7 +10,7 @@ from models import conformal, metrics
 from models.artifact import Run
 from models.distributions import distribution
 from models.manifest import Calibration, Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
-from models.transforms import TRANSFORMS
+from models.transforms import TRANSFORMS, TargetTransform
 from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
 from training.errors import FitError
 
@@ -246,31 +246,9 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network, 
     predictive = distribution(
         network.family, mean=predictions.location[:, t], std=predictions.scale[:, t], degrees_of_freedom=freedom
     )
-    if target.transform == "identity":
-        crps = float(np.mean(predictive.crps(y)))
-    else:
-        crps = 0.0
-        for rows, residuals in predictions.sources:
-            nodes, weights = conformal.residual_nodes(residuals)
-            places = predictions.location[rows, t, None] + predictions.scale[rows, t, None] * nodes[t]
-            crps += len(rows) / len(y) * metrics.crps_of_nodes(y[rows], transform.inverse(places), weights)
-    intervals = []
-    for index, coverage in enumerate(predictions.coverages):
-        lower, upper = predictions.lower[:, t, index], predictions.upper[:, t, index]
-        finite = predictions.bounded(coverage, t)
-        if coverage in beside.coverages:
-            finite &= beside.bounded(coverage, t)
-        if finite.any():  # a row of a group too small for this coverage has no interval to score
-            lower, upper = lower[finite], upper[finite]
-            intervals.append(
-                IntervalScores(
-                    coverage=coverage,
-                    observed_coverage=metrics.observed_coverage(y[finite], lower, upper),
-                    mean_width=metrics.mean_width(lower, upper),
-                    interval_score=metrics.interval_score(y[finite], lower, upper, coverage=coverage),
-                    rows=int(finite.sum()),
-                )
-            )
+    crps = (
+        float(np.mean(predictive.crps(y))) if target.transform == "identity" else _crps_of_residuals(predictions, t, transform)
+    )
     mean = predictions.mean[:, t]
     rmse, mae, r2 = metrics.rmse(y, mean), metrics.mae(y, mean), metrics.r2(y, mean)
     if not np.isfinite([rmse, mae, crps, 0.0 if r2 is None else r2]).all():
@@ -284,9 +262,40 @@ def _scores(predictions: Predictions, t: int, target: Target, network: Network, 
         r2=r2,
         crps=crps,
         calibration_error=metrics.calibration_error(predictions.pit[:, t]),
-        intervals=intervals,
+        intervals=_interval_scores(predictions, t, beside),
         pit_histogram=metrics.pit_histogram(predictions.pit[:, t]).tolist(),
     )
+
+
+def _crps_of_residuals(predictions: Predictions, t: int, transform: TargetTransform) -> float:
+    """The mean CRPS of the residuals that make each row's intervals, mapped back."""
+    y, crps = predictions.y[:, t], 0.0
+    for rows, residuals in predictions.sources:
+        nodes, weights = conformal.residual_nodes(residuals)
+        places = predictions.location[rows, t, None] + predictions.scale[rows, t, None] * nodes[t]
+        crps += len(rows) / len(y) * metrics.crps_of_nodes(y[rows], transform.inverse(places), weights)
+    return crps
+
+
+def _interval_scores(predictions: Predictions, t: int, beside: Predictions) -> list[IntervalScores]:
+    """By coverage, of the rows where both have a finite interval; without any, a coverage has no scores."""
+    intervals = []
+    for index, coverage in enumerate(predictions.coverages):
+        finite = predictions.bounded(coverage, t)
+        if coverage in beside.coverages:
+            finite &= beside.bounded(coverage, t)
+        if finite.any():  # a row of a group too small for this coverage has no interval to score
+            y, lower, upper = predictions.y[finite, t], predictions.lower[finite, t, index], predictions.upper[finite, t, index]
+            intervals.append(
+                IntervalScores(
+                    coverage=coverage,
+                    observed_coverage=metrics.observed_coverage(y, lower, upper),
+                    mean_width=metrics.mean_width(lower, upper),
+                    interval_score=metrics.interval_score(y, lower, upper, coverage=coverage),
+                    rows=int(finite.sum()),
+                )
+            )
+    return intervals
 
 
 def _calibrated_anew(manifest: Manifest, residuals: Residuals | None) -> Manifest:
