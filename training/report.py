@@ -252,7 +252,7 @@ def _scores(manifest: Manifest, evaluation: Evaluation, name: str, unit: str | N
     by_predictor |= {f"{baseline} baseline": scores[name] for baseline, scores in evaluation.baselines.items()}
     tested = evaluation.source == "test"
     rows = [
-        [label + (f" ({unit})" if unit and has_unit else ""), *(number(value(scores)) for scores in by_predictor.values())]
+        [quantity(label, unit if has_unit else None), *(number(value(scores)) for scores in by_predictor.values())]
         for label, value, has_unit in (_SCORES if tested else _SCORES[:-1])
     ]
     yield table([number_of_rows(evaluation), *by_predictor], rows)
@@ -275,8 +275,8 @@ def _scores(manifest: Manifest, evaluation: Evaluation, name: str, unit: str | N
         if one.coverage == coverage
     ]
     if rows:
-        wide = f" ({unit})" if unit else ""
-        yield table(["coverage", "predictor", "observed coverage", f"mean width{wide}", f"interval score{wide}"], rows)
+        widths = (quantity(label, unit) for label in ("mean width", "interval score"))
+        yield table(["coverage", "predictor", "observed coverage", *widths], rows)
         yield tag(
             "p",
             ("± is the standard error of a share of that many test rows. " if tested else "")
