@@ -118,6 +118,11 @@ class Calibration(_Part):
         return self.groups[0].rows
 
     @property
+    def exchangeable(self) -> bool:
+        """Whether rows calibrated it that do not depend on each other: only then is it known what chance explains."""
+        return self.method != "none" and self.dependence is None
+
+    @property
     def common_coverage(self) -> float:
         """The largest coverage that every group supports; 0 where one supports none."""
         return largest_coverage(min(group.rows for group in self.groups), interval=self.interval)

@@ -155,7 +155,7 @@ def evaluate(
     require_new_table(table, manifest, to_score=True)
     _say_unusual(unusual)
     calibration = manifest.calibration
-    if check and (calibration.method == "none" or calibration.dependence is not None):
+    if check and not calibration.exchangeable:
         why = "nothing calibrated it" if calibration.dependence is None else "its calibration rows depend on each other"
         raise OptionError(f"--check: what chance explains is not known of this model, for {why}; compare the scores yourself")
     predictions = predicted(run, x, y, manifest)

@@ -180,7 +180,7 @@ def least_expected(
 
     None where that is not known: rows that depend on each other, or intervals that nothing calibrated.
     """
-    if calibration.method == "none" or calibration.dependence is not None:
+    if not calibration.exchangeable:
         return None
     bounded = predictions.bounded(interval.coverage, target)
     groups = [(int(bounded[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]

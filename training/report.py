@@ -132,7 +132,7 @@ def _interval_rows(interval: IntervalScores, evaluation: Evaluation) -> str:
 def _guarantee(manifest: Manifest) -> Html:
     calibration = manifest.calibration
     parts = [tag("h2", "What the intervals promise"), tag("p", calibration.guarantee)]
-    if calibration.method != "none" and calibration.dependence is None:
+    if calibration.exchangeable:
         parts.append(_coverage_ranges(calibration))
     if calibration.method != "none":
         parts += _scale_factors(manifest)
