@@ -1,6 +1,5 @@
 """Calibration of the exported network: residuals in ONNX Runtime, scale factor, conformal groups. Needs no torch."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from models.distributions import (
 from models.manifest import Calibration, Column, Golden, Manifest, ResidualGroup, Target
 from models.transforms import TRANSFORMS
 from training.errors import FitError, OptionError
+from training.files import sha256_of
 from training.graph import MEMBER_OUTPUTS, calibrated_graph, network_part, outputs_float64
 
 Values = NDArray[np.float64]
@@ -213,8 +213,7 @@ def require_new_table(table: Path, manifest: Manifest, *, to_score: bool) -> str
     """The SHA-256 of `table`. Raises OptionError where it is the file that the model was fitted to, or, `to_score`, that
     calibrated it anew: its residuals say nothing about new rows.
     """
-    with table.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_of(table)
     seen = {manifest.origin.data_sha256: "fitted to"}
     if to_score:
         seen[str(manifest.origin.calibration_sha256)] = "calibrated on"

@@ -9,6 +9,7 @@ import codecs
 import csv
 import difflib
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +19,9 @@ from io import TextIOBase
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from models.words import MISSING
 from training.errors import TableError
@@ -99,6 +102,17 @@ def read_batches(
     require_columns(names, source.names, what=f"{source.path.name} has no column")
     lazy = _as_it_stands(source).select(names) if as_it_stands else scan(source, names, words)
     return _batches(lazy, source, batch_rows)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def blank_rows(frame: pl.DataFrame) -> NDArray[np.bool_]:
+    """Whether each row is without any value, as a blank line is."""
+    return frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
 
 
 def cleaned(frame: pl.DataFrame, words: Collection[str] = ()) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from models.conformal import interval_factors, largest_coverage, supports
 from models.manifest import Manifest
 from training.calibrate import Values
 from training.errors import OptionError, TableError
-from training.files import cleaned, read_batches
+from training.files import blank_rows, cleaned, read_batches
 from training.schema import encode, encode_targets, known_words, unusual
 
 BATCH_ROWS = 65536
@@ -122,9 +122,9 @@ def read_x_y(
         rows = np.arange(row, row + frame.height)
         row += frame.height
         empty = np.asarray(np.isnan(y).any(axis=1))
-        blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
-        if (empty & ~blank).any() and not drop_missing_target:
-            first = rows[(empty & ~blank).argmax()]
+        wanting = empty & ~blank_rows(frame)
+        if wanting.any() and not drop_missing_target:
+            first = rows[wanting.argmax()]
             raise TableError(f"{table.name}: data row {first} has no target; leave such rows out with --drop-missing-target")
         if empty.any():
             strange["no target, and the row was left out"] += int(empty.sum())

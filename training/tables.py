@@ -1,6 +1,5 @@
 """The table that a model is trained on: read, described, and refused with the reason where it cannot be one."""
 
-import hashlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from models.manifest import Column, Target, Transform
 from training.config import TableOptions
 from training.errors import TableError
-from training.files import ROW_INDEX, Source, collect, open_table, require_columns, scan
+from training.files import ROW_INDEX, Source, blank_rows, collect, open_table, require_columns, scan, sha256_of
 from training.schema import MAX_CATEGORIES, codes, describe, missing, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
@@ -101,8 +100,6 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
     if wrong:
         raise TableError("\n".join(wrong))
     notes += _about_leaks(columns, x, list(forms), y)
-    with source.path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Table(
         columns=columns,
         targets=[
@@ -115,7 +112,7 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
         groups=None if group is None else codes(frame[group]),
         time=None if time is None else moments(frame[time], rows=rows),
         name=source.path.name,
-        sha256=sha256,
+        sha256=sha256_of(source.path),
         notes=notes,
     )
 
@@ -224,7 +221,7 @@ def _complete_rows(
     """The rows that have every target and a weight above 0: frame, `y`, their numbers as data rows of the file, and notes."""
     notes = []
     rows = np.arange(1, frame.height + 1)
-    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
+    blank = blank_rows(frame)
     if blank.any():
         notes.append(f"{int(blank.sum())} rows without any value were left out")
         frame, rows = frame.filter(~blank), rows[~blank]
