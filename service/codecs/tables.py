@@ -20,14 +20,8 @@ from models.words import MISSING
 from service.codecs.cells import read_number
 from service.codecs.features import Features, Rows, UnknownCategory, first_names, joined, read_column, read_instances
 from service.codecs.parts import ROWS_AT_ONCE, by_rows
-from service.codecs.rows import (
-    OPTIONS,
-    RowsRequest,
-    numbers_that_json_has_not,
-    row_numbers,
-    row_texts,
-    understood,
-)
+from service.codecs.rows import OPTIONS, RowsRequest, numbers_that_json_has_not, understood
+from service.codecs.rows_answer import row_numbers, row_texts
 from service.codecs.terms import Terms
 from service.codecs.unusual import infinite
 from service.codecs.words import first_repeated, nearest

@@ -7,7 +7,8 @@ from starlette.types import Scope
 
 from service.answers import JSON, Content, header
 from service.codecs.clouds import as_v1
-from service.codecs.rows import SEARCHED_BYTES, Rewrite, RowNumbers, RowsRequest, answer, read_request, row_numbers
+from service.codecs.rows import SEARCHED_BYTES, Rewrite, RowsRequest, read_request
+from service.codecs.rows_answer import RowNumbers, answer, row_numbers
 from service.codecs.tables import FORMATS, OTHER_NAMES, read_table, refuse_options
 from service.codecs.terms import Terms
 from service.errors import InvalidRequestError, NotJSONError
