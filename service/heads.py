@@ -12,9 +12,8 @@ from service.routes.hot import Route
 
 _END = b"\r\n\r\n"
 _MOST_HEADS = 1000
-_MOST_BYTES = 2048
-_MOST_LINES = 50
-"""Longest head that is remembered; times their number it bounds the memory, to ten megabytes."""
+_MOST_BYTES, _MOST_LINES = 2048, 50
+"""Of a head that is remembered; times their number they bound the memory, to ten megabytes."""
 
 
 @dataclass(frozen=True)
