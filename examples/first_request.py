@@ -27,6 +27,8 @@ def ready_metadata(client: Client, name: str, *, version: int, process: int | No
             reason = f"version {metadata['version']} of {name} is served, not yet {version}"
         except ErrorbarError as error:
             reason = str(error)
+            if error.status in (401, 403):  # waiting gives no key
+                sys.exit(reason)
         if process is not None:
             os.kill(process, 0)  # raises ProcessLookupError once the service has ended
         if time.monotonic() > deadline:
@@ -36,6 +38,8 @@ def ready_metadata(client: Client, name: str, *, version: int, process: int | No
 
 def main() -> None:
     """Wait, ask, print."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     url, name, *rest = sys.argv[1:]
     version = int(rest[0]) if rest else 1
     process = int(rest[1]) if len(rest) > 1 else None

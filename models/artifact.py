@@ -210,8 +210,8 @@ def golden_rows(run: Run, x: NDArray[np.float64], coverage: list[float]) -> Gold
 def check_golden(manifest: Manifest, run: Run, *, where: str) -> None:
     """Raise ArtifactError unless `run` repeats the golden rows of the manifest within their tolerance."""
     golden = manifest.golden
-    x = np.array(golden.x, dtype=np.float64).reshape(-1, len(manifest.columns))  # None becomes NaN
     try:
+        x = np.array(golden.x, dtype=np.float64).reshape(-1, len(manifest.columns))  # None becomes NaN
         answers = run(x, np.array(golden.coverage, dtype=np.float64))
     except Exception as error:
         raise ArtifactError(f"{where}: cannot answer its own golden rows ({error})") from error

@@ -53,7 +53,7 @@ def faithful(y: Tensor, prediction: Prediction, family: Family) -> Tensor:
 
 
 def normal_crps(y: Tensor, prediction: Prediction) -> Tensor:
-    """CRPS of the normal distribution with the predicted moments, in the unit of y; a score for early stopping.
+    """CRPS of the normal distribution with the predicted moments, in the unit of y; also the score of early stopping.
 
     s (z erf(z / sqrt 2) + sqrt(2 / pi) exp(-z^2 / 2) - 1 / sqrt(pi)), z = (y - m) / s. Source: Gneiting and Raftery 2007.
     """
@@ -61,6 +61,11 @@ def normal_crps(y: Tensor, prediction: Prediction) -> Tensor:
     return prediction.std * (
         z * torch.erf(z / math.sqrt(2)) + math.sqrt(2 / math.pi) * torch.exp(-0.5 * z.square()) - 1 / math.sqrt(math.pi)
     )
+
+
+def crps(y: Tensor, prediction: Prediction, family: Family) -> Tensor:  # noqa: ARG001
+    """`normal_crps` as a loss: large errors count in proportion, as with the absolute error, not squared."""
+    return normal_crps(y, prediction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ class Loss:
     """The one std of all rows is the maximum-likelihood scale of the residuals."""
 
 
-LOSSES = ("beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "laplace", "student_t")
+LOSSES = ("beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "crps", "laplace", "student_t")
 
 
 def loss(name: str, *, beta: float = 0.5) -> Loss:
@@ -93,6 +98,8 @@ def loss(name: str, *, beta: float = 0.5) -> Loss:
             return Loss(elementwise=moment_matching)
         case "faithful":
             return Loss(elementwise=faithful, detach_scale=True)
+        case "crps":
+            return Loss(elementwise=crps)
         case "laplace" | "student_t":
             return Loss(elementwise=nll, family=FAMILIES[name])
     raise ValueError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")

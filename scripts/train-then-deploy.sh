@@ -41,8 +41,10 @@ fi
 ensure_environment training
 
 child=''
+partial=''
 finish() {
     trap '' INT TERM
+    rm -f "$partial"
     [ -z "$child" ] || { kill "$child" && wait "$child"; } 2>/dev/null || true
 }
 trap finish EXIT

@@ -93,7 +93,8 @@ def _settings(arguments: list[str]) -> Settings | None:
         for problem in error.errors():
             name = "_".join(str(part) for part in problem["loc"])
             place = f"--{name.replace('_', '-')} / {ENVIRONMENT_PREFIX}{name.upper()}: " if name else ""
-            _fail(f"{place}{problem['msg']} (given: {problem['input']!r})" if name else problem["msg"], status=2)
+            sentence = problem["msg"].removeprefix("Value error, ")
+            _fail(f"{place}{sentence} (given: {problem['input']!r})" if name else sentence, status=2)
     except SettingsError as error:
         _fail(str(error), status=2)
     return None

@@ -121,7 +121,7 @@ class Repository:
             number = int(version)
         else:
             raise NotFoundError(f"{version!r} is no version; versions are whole numbers from 1")
-        return self._version(name, entry, number)
+        return self._version(name, entry, number, named_by="" if label is None else f", which label {label!r} names")
 
     def entry(self, name: str) -> Entry:
         """What is known of a model. Raises NotFoundError."""
@@ -132,7 +132,7 @@ class Repository:
                 f"there is no model {name!r}; there is {_listed(sorted(self.entries), 'no model yet')}"
             ) from None
 
-    def _version(self, name: str, entry: Entry, number: int) -> ServedModel:
+    def _version(self, name: str, entry: Entry, number: int, *, named_by: str) -> ServedModel:
         if number in entry.served:
             return entry.served[number]
         if number in entry.failures:
@@ -145,7 +145,9 @@ class Repository:
                 "(setting loaded_versions), and those that a label names"
             )
         versions = [str(version) for version in sorted(entry.served)]
-        raise NotFoundError(f"model {name!r} has no version {number}; it has {_listed(versions, 'none that is ready')}")
+        raise NotFoundError(
+            f"model {name!r} has no version {number}{named_by}; it has {_listed(versions, 'none that is ready')}"
+        )
 
     async def unload(self, name: str) -> None:
         """Take a model out of service until `load`. Raises NotFoundError; UnavailableError where the folder is read-only."""

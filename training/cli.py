@@ -103,7 +103,7 @@ def _option(name: str, field: FieldInfo) -> Any:
     words = str(field.description)
     if get_origin(kind) is Literal:
         words += f": {', '.join(get_args(kind))}"
-    if not (field.is_required() or default in (None, [], False)):
+    if not (field.is_required() or default is None or default is False or default == []):
         words += f" (default {'on' if default is True else default})"
     flag = f"--{name.replace('_', '-')}"
     if kind is bool and default is True:

@@ -12,7 +12,7 @@ from models.conformal import IntervalKind
 from models.manifest import Transform
 from training.errors import OptionError
 
-Loss = Literal["beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "laplace", "student_t"]
+Loss = Literal["beta_nll", "nll", "mse", "homoscedastic", "moment_matching", "faithful", "crps", "laplace", "student_t"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

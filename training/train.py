@@ -129,10 +129,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     measured = plan.test if len(plan.test) else calibration_rows
     predictions, evaluated = None, None
     if len(measured):
-        baselines = {}
         if options.baselines:
             progress.stage("fitting the homoscedastic baseline, to compare with")
-            baselines = _baselines(table, y, plan, options, statistics, draft)
+        baselines = _baselines(table, y, plan, options, statistics, draft)
         if len(plan.test):
             predictions = evaluate.predicted(run, table.x[measured], table.y[measured], draft)
         else:
@@ -238,7 +237,9 @@ def _cross_predicted(table: Table, rows: Rows, moments: Moments, manifest: Manif
 def _baselines(
     table: Table, y: Values, plan: Plan, options: FitOptions, statistics: FeatureStatistics, model: Manifest
 ) -> dict[str, tuple[Predictions, Network]]:
-    """What the model has to beat, calibrated on the same rows and predicting the same ones."""
+    """What the model has to beat, calibrated on the same rows and predicting the same ones: a constant, and, if asked for, the
+    network with one std for all rows.
+    """
     seen = plan.seen
     rows = _calibration_rows(plan)
     tested = table.x[plan.test]
@@ -254,20 +255,19 @@ def _baselines(
     parts = [constant(table.x[fold], np.setdiff1d(seen, fold)) for fold in plan.folds] or [
         constant(table.x[plan.calibration], seen)
     ]
-    # Where no test rows ask the whole ensemble, only the networks that leave a fold out are needed.
-    needed = plan if len(plan.test) or not plan.folds else plan.without_members()
-    homoscedastic = _fit(table, y, needed, options.model_copy(update={"loss": "homoscedastic"}), statistics)
-
-    def served(x: Values) -> Moments:
-        return _moments(homoscedastic.part(slice(needed.members)), x)
-
     found: dict[str, tuple[Moments, Moments | None]] = {
-        "constant": (calibrate.joined(parts), constant(tested, seen) if len(plan.test) else None),
-        "homoscedastic": (
-            _unseen_moments(needed, table, homoscedastic, served),
-            served(tested) if len(plan.test) else None,
-        ),
+        "constant": (calibrate.joined(parts), constant(tested, seen) if len(plan.test) else None)
     }
+    if options.baselines:
+        # Where no test rows ask the whole ensemble, only the networks that leave a fold out are needed.
+        needed = plan if len(plan.test) or not plan.folds else plan.without_members()
+        homoscedastic = _fit(table, y, needed, options.model_copy(update={"loss": "homoscedastic"}), statistics)
+
+        def served(x: Values) -> Moments:
+            return _moments(homoscedastic.part(slice(needed.members)), x)
+
+        unseen = _unseen_moments(needed, table, homoscedastic, served)
+        found["homoscedastic"] = unseen, served(tested) if len(plan.test) else None
     baselines = {}
     for name, (unseen, at_test) in found.items():
         residuals = _residuals(table.x, y, rows, unseen)

@@ -25,6 +25,7 @@ _FEW = 50
 _NOUGHTS = re.compile(r"(?<=\d)\.0+$")
 """The `.0` of a whole number, which pandas writes in a column with gaps."""
 _LEADING_NOUGHTS = re.compile(r"^(-?)0+(?=[0-9])")
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _FLAGS: dict[Any, float] = {True: 1.0, False: 0.0, **FLAGS, "": math.nan}
 
 
@@ -135,8 +136,4 @@ def seconds_since_1970(value: object) -> float:
 
 
 def _unquoted(value: object) -> str:
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return ""
-    return ", without quotes" if math.isfinite(number) else ""
+    return ", without quotes" if isinstance(value, str) and _JSON_NUMBER.fullmatch(value.strip()) else ""

@@ -346,11 +346,11 @@ def _looked_at(
     unusual = find_unusual(x, unknown, features)
     if len(unusual.values) and not np.isfinite(unusual.values).all():
         problems += infinite(x, features)
-        if not problems:
-            sentence = "is missing (NaN, null, or no tensor); it never was in training"
-            gaps = np.flatnonzero(np.isnan(unusual.values))[:ENOUGH_PROBLEMS]
-            places = zip(unusual.row[gaps].tolist(), unusual.feature[gaps].tolist(), strict=True)
-            problems += [Problem(sentence, row=row, feature=features.names[column]) for row, column in places]
+        told = {(problem.row, problem.feature) for problem in problems}
+        sentence = "is missing (NaN, null, or no tensor); it never was in training"
+        gaps = np.flatnonzero(np.isnan(unusual.values))[: ENOUGH_PROBLEMS + len(told)]
+        places = [(row, features.names[column]) for row, column in zip(unusual.row[gaps], unusual.feature[gaps], strict=True)]
+        problems += [Problem(sentence, row=int(row), feature=name) for row, name in places if (row, name) not in told]
     return warnings_about(unusual, features, rows=LISTED_PROBLEMS), len(unusual.rows)
 
 

@@ -212,6 +212,13 @@ def test_a_manifest_of_the_future_asks_for_a_newer_errorbar(tmp_path, written):
         read_model(tmp_path / "model.onnx")
 
 
+def test_golden_rows_of_other_columns_are_refused(tmp_path, written):
+    data, manifest = read_model(written[0])
+    write_model(data, manifest.model_copy(update={"columns": manifest.columns[:-1]}), tmp_path / "model.onnx")
+    with pytest.raises(ArtifactError, match=r"model\.onnx: cannot answer its own golden rows \(cannot reshape"):
+        open_model(tmp_path / "model.onnx")
+
+
 def test_a_manifest_with_what_a_newer_errorbar_added_asks_for_that(tmp_path, written):
     data, manifest = read_model(written[0])
     newer = json.loads(manifest.model_dump_json())

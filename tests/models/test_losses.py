@@ -235,6 +235,18 @@ def test_beta_reaches_beta_nll(y, prediction):
         loss("beta_nll", beta=2)
 
 
+def test_the_crps_is_least_at_the_true_mean_and_std():
+    levels = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    y = 0.3 + 2 * torch.special.ndtri(levels)
+    crps = loss("crps")
+    mean, std = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.3, 2.0))
+    by_mean, by_std = torch.autograd.grad(crps.elementwise(y, Prediction(mean, std), crps.family).mean(), (mean, std))
+    assert by_mean.item() == pytest.approx(0, abs=1e-3)
+    assert by_std.item() == pytest.approx(0, abs=1e-3)
+    wrong = Prediction(mean.detach(), torch.tensor(1.0, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.grad(crps.elementwise(y, wrong, crps.family).mean(), wrong.std)[0] < -0.05
+
+
 def test_the_normal_crps_is_that_of_the_distribution(y, prediction):
     mean, std = prediction.mean.detach(), prediction.std.detach()
     expected = Gaussian(mean.numpy(), std.numpy()).crps(y.numpy())

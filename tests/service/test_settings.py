@@ -60,7 +60,7 @@ def test_a_misspelt_environment_variable_stops_the_start_with_the_nearest_name(m
             ["--rescan-seconds", "1e30"],
             "--rescan-seconds / ERRORBAR_RESCAN_SECONDS: Input should be less than or",
         ),
-        (["--repository", ""], "--repository / ERRORBAR_REPOSITORY: Value error, is empty, which would be the folder that"),
+        (["--repository", ""], "--repository / ERRORBAR_REPOSITORY: is empty, which would be the folder that"),
         (["--default-model", ""], "--default-model / ERRORBAR_DEFAULT_MODEL: String should have at least 1 character"),
         (["--max-rows", "10", "--max-queued-rows", "9"], "max_queued_rows 9 is below max_rows 10"),
     ],

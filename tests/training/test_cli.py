@@ -70,6 +70,9 @@ def test_help_names_every_option_of_the_fit(command):
     for name, field in FitOptions.model_fields.items():
         assert f"--{name.replace('_', '-')}" in out
         assert field.description.split()[0] in out
+    words = " ".join(out.replace("│", " ").split())
+    assert re.search(r"--seed .*\(default 0\)", words)
+    assert re.search(r"--test-share .*\(default 0\.0\)", words)
 
 
 def test_fit_reads_a_config_file_and_the_command_line_goes_before_it(command, tmp_path):

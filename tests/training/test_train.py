@@ -105,6 +105,13 @@ def test_the_same_seed_gives_the_same_answers(mixed_table, tmp_path):
         np.testing.assert_array_equal(values, second(x, coverage)[name])
 
 
+@pytest.mark.parametrize("calibration", ["split", "cross"])
+def test_without_the_baselines_network_the_constant_remains(mixed_table, tmp_path, calibration):
+    _, manifest = trained(mixed_table, tmp_path, calibration=calibration)
+    assert list(manifest.evaluation.baselines) == ["constant"]
+    assert manifest.evaluation.baselines["constant"]["y"].nll > manifest.evaluation.targets["y"].nll
+
+
 def test_the_values_of_test_rows_change_nothing_but_the_evaluation(tmp_path):
     frame = dataset("sine", rows=300).with_row_index("moment")  # ordered by time, so that the test rows are known
     frame.write_csv(tmp_path / "one.csv")

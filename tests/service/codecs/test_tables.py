@@ -76,7 +76,7 @@ def test_a_word_for_a_missing_value_is_the_category_that_an_older_model_has():
 
 @pytest.mark.parametrize("cell", ["1_000", "٣", "nAn", "+nan", "0x1"])
 def test_what_only_python_takes_for_a_number_is_a_text(cell):
-    assert refusal(f"a,b\n{cell},2\n")[0].startswith(f"row 0, feature 'a': {cell!r} is a text; give a number")
+    assert refusal(f"a,b\n{cell},2\n") == [f"row 0, feature 'a': {cell!r} is a text; give a number"]
     assert refusal("1,2\n", f"samples={cell}") == ["'samples' is a text; give a whole number from 0 to 10000"]
 
 
