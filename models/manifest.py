@@ -58,6 +58,8 @@ class Target(_Part):
     transform: Transform = "identity"
     minimum: float
     maximum: float
+    values: list[float] | None = None
+    """All values of a target of few ones (counts, ratings), ascending, two at least; None of any other."""
 
 
 class Network(_Part):

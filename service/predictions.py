@@ -84,6 +84,8 @@ class CalibratedTargets:
 
     names: tuple[str, ...]
     transforms: tuple[TargetTransform, ...]
+    values: tuple[Values | None, ...]
+    """All that a target of few values can be, [values] ascending; None of any other."""
     interval: IntervalKind
     residuals: tuple[Values, ...]
     """By group, each [targets, rows]; the first is of all rows."""
@@ -103,6 +105,7 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
     return CalibratedTargets(
         names=tuple(manifest.target_names),
         transforms=tuple(TRANSFORMS[target.transform] for target in manifest.targets),
+        values=tuple(None if target.values is None else np.array(target.values) for target in manifest.targets),
         interval=calibration.interval,
         residuals=residuals,
         residual_rows=tuple(array.shape[1] for array in residuals),
@@ -162,7 +165,11 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
             lambda residuals, rows: sample_factors(residuals, rng, rows=len(rows), samples=question.samples),
             empty,
         )
-        extra["samples"] = _raw(location, scale, drawn, targets).astype(kind)
+        samples = _raw(location, scale, drawn, targets)
+        for target, values in enumerate(targets.values):
+            if values is not None:
+                samples[:, target] = values[np.searchsorted(_middles(values)[1:-1], samples[:, target])]
+        extra["samples"] = samples.astype(kind)
     return Prediction(**moments, **extra)
 
 
@@ -245,8 +252,27 @@ def _rounding(location: Values, scale: Values, target_scale: Sequence[float] | N
 def _standardised(thresholds: Values, location: Values, scale: Values, targets: CalibratedTargets) -> Values:
     """[n, targets, thresholds]: (forward(t) - location) / scale; infinite for a threshold beyond the target's domain."""
     forward = np.empty((len(targets.transforms), len(thresholds)))
-    for row, transform in zip(forward, targets.transforms, strict=True):
-        inside = (thresholds > transform.minimum) & (thresholds < transform.maximum)
-        row[:] = np.where(thresholds <= transform.minimum, -np.inf, np.inf)
-        row[inside] = transform.forward(thresholds[inside])
+    for row, transform, values in zip(forward, targets.transforms, targets.values, strict=True):
+        asked = thresholds if values is None else _between(thresholds, values)
+        inside = (asked > transform.minimum) & (asked < transform.maximum)
+        row[:] = np.where(asked <= transform.minimum, -np.inf, np.inf)
+        row[inside] = transform.forward(asked[inside])
     return (forward - location[:, :, None]) / scale[:, :, None]
+
+
+def _between(thresholds: Values, values: Values) -> Values:
+    """The thresholds, each in the middle between the values around it: P(Y <= t) is the same for all t between two values of Y,
+    and the predictive distribution, which spreads each value over the way to its neighbours, says it best in the middle.
+    """
+    middles = _middles(values)
+    moved = middles[np.searchsorted(values, thresholds, side="right")]
+    below, beyond = thresholds < values[0], thresholds >= values[-1]
+    moved[below], moved[beyond] = np.minimum(thresholds, moved)[below], np.maximum(thresholds, moved)[beyond]
+    return moved
+
+
+def _middles(values: Values) -> Values:
+    """Between neighbours, and as far before the first value and behind the last: [values + 1]."""
+    halves = np.diff(values) / 2
+    middles: Values = np.concatenate([[values[0] - halves[0]], values[:-1] + halves, [values[-1] + halves[-1]]])
+    return middles

@@ -17,6 +17,8 @@ from training.schema import MAX_CATEGORIES, codes, describe, missing, moments, t
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
+_FEW_VALUES, _ROWS_OF_A_VALUE = 256, 10
+"""A target of no more values, with so many rows for each on average, is a count or a rating."""
 _RANKED_ROWS = 10_000
 """As many rows tell whether a feature goes with a target; ranking a million takes a tenth of a second for each column."""
 _SAME_ORDER = 0.9999
@@ -103,7 +105,13 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
     return Table(
         columns=columns,
         targets=[
-            Target(name=name, transform=form, minimum=float(values.min()), maximum=float(values.max()))
+            Target(
+                name=name,
+                transform=form,
+                minimum=float(values.min()),
+                maximum=float(values.max()),
+                values=_few_values(values),
+            )
             for (name, form), values in zip(forms.items(), y.T, strict=True)
         ],
         x=x,
@@ -181,6 +189,13 @@ def _features(source: Source, options: TableOptions) -> list[str]:
     if not features:
         raise TableError(f"{source.path.name} has no column left to predict from besides {', '.join(map(repr, targets))}")
     return features
+
+
+def _few_values(values: NDArray[np.float64]) -> list[float] | None:
+    """The values of a target of few ones."""
+    different = np.unique(values)
+    few = 2 <= len(different) <= min(_FEW_VALUES, len(values) / _ROWS_OF_A_VALUE)
+    return different.tolist() if few else None
 
 
 def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> tuple[pl.DataFrame, dict[str, str]]:

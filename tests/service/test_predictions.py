@@ -51,6 +51,34 @@ def test_quantiles_of_an_equal_tailed_model_are_its_interval_ends(path):
     np.testing.assert_allclose(prediction.quantiles[..., 1], outputs["upper"][..., 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "alike"),
+    [([-9, 1.9], [-9, 1]), ([2, 3, 3.9], [3, 3, 3]), ([4, 5, 8.9], [6.5, 6.5, 6.5]), ([9, 11, 12, 40], [11.5, 11.5, 12, 40])],
+)
+def test_the_probability_of_a_count_is_asked_between_its_values(tmp_path, asked, alike):
+    count = PLAIN.model_copy(update={"values": [2.0, 4.0, 9.0]})
+    write_formula_model(tmp_path / "count.onnx", targets=(count,))
+    write_formula_model(tmp_path / "plain.onnx", targets=(PLAIN,))
+    x = [[2.0, 1.0], [4.0, 2.0]]
+    expected = answered(tmp_path / "plain.onnx", x, thresholds=tuple(alike))[0].cdf
+    np.testing.assert_array_equal(answered(tmp_path / "count.onnx", x, thresholds=tuple(asked))[0].cdf, expected)
+
+
+def test_samples_of_a_count_are_its_values_in_the_proportions_of_its_probabilities(path):
+    count, whole = (PLAIN.model_copy(update={"name": name, "values": [3.0, 4.0, 5.0]}) for name in "ab")
+    write_formula_model(path, targets=(count, whole.model_copy(update={"values": None})))
+    prediction, _ = answered(path, [[2.0, 1.0]], thresholds=(3.0, 4.0), samples=5000, seed=3)
+    values, counts = np.unique(prediction.samples[0, 0], return_counts=True)
+    assert values.tolist() == [3, 4, 5]
+    np.testing.assert_allclose(np.cumsum(counts)[:2] / 5000, prediction.cdf[0, 0], atol=0.03)
+    assert len(np.unique(prediction.samples[0, 1])) > 20
+
+
+def test_a_share_of_few_values_is_certain_beyond_the_middle_that_it_cannot_pass(path):
+    write_formula_model(path, targets=(SHARE.model_copy(update={"values": [0.2, 0.8]}),), float64=True)
+    assert answered(path, NEAR[:1], thresholds=(0.1, 0.5, 0.8))[0].cdf[0, 0, [0, 2]].tolist() == [0, 1]
+
+
 def test_a_probability_inverts_the_quantile(path):
     write_formula_model(path, targets=(LOG,), float64=True)
     quantile = answered(path, NEAR[:1], quantiles=(0.31,))[0].quantiles[0, 0, 0]

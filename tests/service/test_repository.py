@@ -58,7 +58,7 @@ async def test_labels_name_versions(repository):
     assert models.model("m", label="stable").version == 1
     with pytest.raises(NotFoundError, match="has no label 'canary'; it has gone, stable"):
         models.model("m", label="canary")
-    with pytest.raises(NotFoundError, match="has no version 7, which label .gone. names; it has 1, 2"):
+    with pytest.raises(NotFoundError, match=r"has no version 7, which label 'gone' names; it has 1, 2"):
         models.model("m", label="gone")
 
 
