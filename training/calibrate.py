@@ -30,6 +30,11 @@ Rows = NDArray[np.int64]
 Moments = tuple[Values, Values]
 """Location and scale: mean and std of the transformed target, [n, targets] each, before the scale factor."""
 
+_BIASED, _SURE = 0.5, 4.0
+"""Mean of the residuals, in their root mean squares and in standard errors, from which on predictions are told to be off."""
+_RARE_ERRORS, _ENOUGH_ROWS = 1.25, 100
+"""Root mean square of so many residuals, in std, from which on it is told: 100 draws of a t(3) had 1.21 at most, in 20 sets;
+with one error in ten ten times as large it is 1.4 to 1.6."""
 _GOLDEN_COVERAGES = (0.5, 0.8, 0.9)
 _GOLDEN_PLACES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Where golden values lie in a column's training range."""
@@ -153,6 +158,30 @@ def small_groups(coverage: float, calibration: Calibration) -> list[str]:
             largest = conformal.largest_coverage(group.rows, interval=calibration.interval)
             name = f"{calibration.group_column} {group.value}"
             sentences.append(f"{name} has {group.rows} calibration rows: its largest coverage is {largest}, not {coverage:g}")
+    return sentences
+
+
+def remarks(calibration: Calibration, targets: list[Target]) -> list[str]:
+    """A sentence about each target whose calibration residuals say that its mean, or its std, is not what one takes it for.
+
+    A residual counts as no farther out than in averages (`conformal.residual_nodes`). The std of a transformed target is such
+    an average; that of others is fitted by likelihood, which few large errors move little.
+    """
+    sentences = []
+    nodes, weights = conformal.residual_nodes(np.array(calibration.groups[0].residuals))
+    for target, values in zip(targets, nodes, strict=True):
+        mean, rms = float(values @ weights), math.sqrt(values**2 @ weights)
+        if abs(mean) > _BIASED * rms and abs(mean) > _SURE * rms / math.sqrt(calibration.rows):
+            side = "above" if mean > 0 else "below"
+            sentences.append(
+                f"{target.name} lies {side} its predictions, by {abs(mean):.2g} std on average: intervals allow for it, the "
+                "mean does not; fit anew on rows like these"
+            )
+        elif target.transform == "identity" and rms > _RARE_ERRORS and calibration.rows >= _ENOUGH_ROWS:
+            sentences.append(
+                f"some errors of {target.name} are much larger than the rest: its std, fitted by likelihood, is some "
+                f"{1 / rms:.2g} of their root mean square; intervals, quantiles and samples allow for them"
+            )
     return sentences
 
 

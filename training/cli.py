@@ -220,7 +220,7 @@ def calibrate(
     delimiter: Delimiter = ",",
 ) -> None:
     """Calibrate a model's intervals anew on rows that it has not seen; the network stays as it is."""
-    from training.calibrate import recalibrate, require_new_table
+    from training.calibrate import recalibrate, remarks, require_new_table
     from training.evaluate import outliers, predicted
     from training.output import check_output
     from training.predict import read_x_y
@@ -238,7 +238,8 @@ def calibrate(
     if report.exists():  # it is about the old intervals, and would be published with the new ones
         report.unlink()
         terminal.say(f"removed {report}: it reported the intervals before this calibration")
-    for sentence in outliers(predicted(open_model(output)[0], x, y, manifest), manifest.targets, again="calibrate"):
+    told = outliers(predicted(open_model(output)[0], x, y, manifest), manifest.targets, again="calibrate")
+    for sentence in [*told, *remarks(manifest.calibration, manifest.targets)]:
         terminal.say(f"note: {sentence}")
     terminal.show_calibration(manifest)
     terminal.say(f"wrote {output}")

@@ -184,7 +184,9 @@ def least_expected(
         return None
     bounded = predictions.bounded(interval.coverage, target)
     groups = [(int(bounded[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]
-    counted = [(new, rows) for new, rows in groups if new]
+    # With groups, rows without one have the intervals of all rows together, which promise nothing about them
+    without_promise = calibration.rows if calibration.group_column else None
+    counted = [(new, 0 if rows == without_promise else rows) for new, rows in groups if new]
     return conformal.least_observed(interval.coverage, counted, interval=calibration.interval, probability=probability)
 
 

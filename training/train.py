@@ -105,7 +105,7 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
         group_column=options.calibrate_by,
         dependence="time" if options.time else "group" if options.group else None,
     )
-    for sentence in calibrate.small_groups(options.coverage, calibration):
+    for sentence in [*calibrate.small_groups(options.coverage, calibration), *calibrate.remarks(calibration, table.targets)]:
         progress.stage(f"note: {sentence}")
     graph = calibrated_graph(
         exported,

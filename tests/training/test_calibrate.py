@@ -21,6 +21,7 @@ from training.calibrate import (
     member_moments,
     mixture,
     recalibrate,
+    remarks,
     require_new_table,
     small_groups,
     transformed,
@@ -164,6 +165,35 @@ def test_a_predictor_without_error_is_refused_with_a_suspicion():
 def test_a_value_too_far_from_its_prediction_for_float64_is_refused():
     with pytest.raises(FitError, match="so far from its prediction that float64"), np.errstate(invalid="ignore"):
         calibration_of(Residuals(values=np.array([[1.0], [np.inf]]), x=residuals(2).x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("normal", None),
+        ("heavy", None),
+        ("shifted", "y lies below its predictions, by 0.72 std on average"),
+        ("few shifted", None),
+        ("mixed", "some errors of y are much larger than the rest: its std, fitted by likelihood, is some 0.6"),
+        ("few mixed", None),
+    ],
+)
+@pytest.mark.parametrize("transform", ["identity", "log"])
+def test_what_residuals_say_about_mean_and_std_is_told(kind, said, transform):
+    rng = np.random.default_rng(0)
+    rows = {"few shifted": 20, "few mixed": 90}.get(kind, 2000)
+    values = rng.standard_t(3, rows) if kind == "heavy" else rng.normal(size=rows)
+    values = values * np.where((rng.random(rows) < 0.1) & kind.endswith("mixed"), 10, 1) - kind.endswith("shifted")
+    residuals = Residuals(values=values[:, None], x=np.empty((rows, 0)))
+    family, freedom = likeliest_family(residuals, "gaussian", None)
+    calibration = calibrated(
+        residuals, method="split", interval="symmetric", family=family, freedom=freedom or [None], columns=[]
+    )
+    told = remarks(calibration, [Target(name="y", minimum=1, maximum=2, transform=transform)])
+    if said is None or (kind == "mixed" and transform == "log"):
+        assert told == []
+    else:
+        assert [sentence[: len(said)] for sentence in told] == [said]
 
 
 def test_groups_too_small_for_a_coverage_are_named():

@@ -22,6 +22,7 @@ from training.evaluate import (
     predicted,
     rows_in_words,
     scores,
+    too_low,
 )
 from training.graph import calibrated_graph
 
@@ -534,3 +535,23 @@ def test_a_baseline_whose_scores_are_beyond_float64_is_left_out(model):
     baselines = {"good": (good, manifest.network), "bad": (bad, manifest.network)}
     scored = evaluation(good, targets=ONE, network=manifest.network, baselines=baselines, source="test")
     assert list(scored.baselines) == ["good"]
+
+
+def test_rows_without_a_group_are_no_sign_of_other_rows(model):
+    """Theirs are the intervals of all rows together, which promise nothing about them."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.zeros((300, 2)), rng.integers(3, size=300)])
+    run, manifest = model(Residuals(values=rng.normal(size=(300, 1)), x=x), group_column="colour")
+    new = x.copy()
+    answers = run(new, np.array([0.9]))
+    y = answers["location"] + answers["scale"] * rng.normal(size=(300, 1))
+    without = np.arange(300) < 60
+    new[without, 2], y[without] = np.nan, 1e3
+    predictions = predicted(run, new, y, manifest)
+    by_target = scores(predictions, targets=ONE, network=manifest.network)
+    assert by_target["y"].intervals[2].observed_coverage < 0.75
+    assert too_low(predictions, manifest, by_target) == []
+    y[without] = answers["location"][without]
+    y[~without] = 1e3
+    predictions = predicted(run, new, y, manifest)
+    assert len(too_low(predictions, manifest, scores(predictions, targets=ONE, network=manifest.network))) == 1
