@@ -90,6 +90,8 @@ class ResidualGroup(_Part):
     """The value as `x` holds it: the category's index, or 0 and 1 for a boolean column."""
     residuals: list[list[float]]
     """[targets][rows], ascending: (transform(y) - location) / scale of the exported graph, signed."""
+    scale_factor: list[float] | None = None
+    """[targets]: the factor of this group's rows; None where it has none of its own (too few rows; an older file)."""
 
     @property
     def rows(self) -> int:
@@ -111,7 +113,7 @@ class Calibration(_Part):
     group_column: str | None = None
     groups: Annotated[list[ResidualGroup], Field(min_length=1)]
     scale_factor: list[float]
-    """[targets]: what maximum likelihood on the calibration residuals made of the network's std; far from 1 is a warning."""
+    """[targets]: what maximum likelihood on all calibration residuals made of the network's std; far from 1 is a warning."""
     guarantee: str
 
     @property
@@ -123,6 +125,16 @@ class Calibration(_Part):
     def exchangeable(self) -> bool:
         """Whether rows calibrated it that do not depend on each other: only then is it known what chance explains."""
         return self.method != "none" and self.dependence is None
+
+    @property
+    def scale_factors(self) -> list[list[float]]:
+        """[groups][targets]: the scale factor of the rows of each group."""
+        return [group.scale_factor or self.scale_factor for group in self.groups]
+
+    @property
+    def moment_groups(self) -> list[int]:
+        """[groups]: the group whose residuals make mean and std of a transformed target, by the group of the row."""
+        return [0 if group.scale_factor is None else number for number, group in enumerate(self.groups)]
 
     @property
     def common_coverage(self) -> float:

@@ -65,6 +65,7 @@ def write_formula_model(
     interval: str = "symmetric",
     group_column: str | None = None,
     scale_factor: float = 1.0,
+    group_factors: tuple[float | None, ...] = (),
     float64: bool = False,
     offset: float = 0.0,
 ) -> Manifest:
@@ -79,6 +80,8 @@ def write_formula_model(
         column = next(column for column in columns if column.name == group_column)
         values = column.categories or ["false", "true"]
         groups += [group(value, float(code), 19 + 10 * code) for code, value in enumerate(values)]
+    for number, factor in enumerate(group_factors, start=1):
+        groups[number] = groups[number].model_copy(update={"scale_factor": factor and [factor] * len(targets)})
     calibration = Calibration(
         method="split",
         interval=interval,  # type: ignore[arg-type]

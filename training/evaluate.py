@@ -318,8 +318,9 @@ def _calibrated_anew(manifest: Manifest, residuals: Residuals | None) -> Manifes
 def _answers(moments: Moments, x: Values, y: Values, manifest: Manifest, *, coverages: list[float]) -> Predictions:
     """What the graph with the manifest's calibration would answer; mean and std in raw units are averages over residuals."""
     targets = manifest.targets
-    location, scale = moments[0], moments[1] * np.array(manifest.calibration.scale_factor)
-    mean, std = _raw_moments(location, scale, manifest.residuals(), targets)
+    factor_of_row = np.array(manifest.calibration.scale_factors)[manifest.calibration_groups(x)]
+    location, scale = moments[0], moments[1] * factor_of_row
+    mean, std = _raw_moments(location, scale, x, manifest)
     sources = _sources(x, manifest)
     slack = conformal.outward_slack(location, manifest.network.target_scale, float64=True)[:, :, None]
     lower, upper = (np.empty((*location.shape, len(coverages))) for _ in range(2))
@@ -381,12 +382,17 @@ def _raw_units(values: Values, targets: list[Target]) -> Values:
     return np.stack([TRANSFORMS[target.transform].inverse(values[:, t]) for t, target in enumerate(targets)], axis=1)
 
 
-def _raw_moments(location: Values, scale: Values, residuals: Values, targets: list[Target]) -> Moments:
-    if all(target.transform == "identity" for target in targets):
+def _raw_moments(location: Values, scale: Values, x: Values, manifest: Manifest) -> Moments:
+    if all(target.transform == "identity" for target in manifest.targets):
         return location, scale
-    nodes, weights = conformal.residual_nodes(residuals)
-    raw = _raw_units(location[..., None] + scale[..., None] * nodes, targets)
-    mean = raw @ weights
-    std = np.sqrt((raw - mean[..., None]) ** 2 @ weights)
-    plain = np.array([target.transform == "identity" for target in targets])
-    return np.where(plain, location, mean), np.where(plain, scale, std)
+    mean, std = location.copy(), scale.copy()
+    plain = np.array([target.transform == "identity" for target in manifest.targets])
+    groups = np.array(manifest.calibration.moment_groups)[manifest.calibration_groups(x)]
+    for group in np.unique(groups):
+        rows = groups == group
+        nodes, weights = conformal.residual_nodes(manifest.residuals(group))
+        raw = _raw_units(location[rows, :, None] + scale[rows, :, None] * nodes, manifest.targets)
+        own_mean = raw @ weights
+        own_std = np.sqrt((raw - own_mean[..., None]) ** 2 @ weights)
+        mean[rows], std[rows] = np.where(plain, location[rows], own_mean), np.where(plain, scale[rows], own_std)
+    return mean, std

@@ -44,6 +44,7 @@ _ABOUT = {
     "upper": "Upper ends of the intervals; infinity, mapped back, where a coverage needs more calibration rows.",
 }
 """What a file says of its inputs and outputs to who opens it without errorbar."""
+_NODES = ("node_weights", "moment_nodes")
 LEAST_COVERAGE = RANK_GUARD
 """What a smaller coverage counts as: even one row gives it the first rank, and a billion rows no other."""
 
@@ -68,10 +69,11 @@ def calibrated_graph(
     group_feature = None if column is None else [c.name for c in columns].index(column)
     text = "\n".join(
         [
+            *([] if group_feature is None else _row_group(plain=plain)),
             *_mixture(),
             *(_plain_moments() if plain else _transformed_moments()),
             *_ranks(calibration.interval),
-            *_row_factors(group_feature, interval=calibration.interval),
+            *_row_factors(calibration.interval, by_group=group_feature is not None),
             *_interval(calibration.interval, plain=plain),
             *(f"{name} = Cast<to={TensorProto.DOUBLE if float64 else TensorProto.FLOAT}>({name}_64)" for name in OUTPUTS),
         ]
@@ -239,11 +241,8 @@ def _gathered(rank: str, side: str) -> list[str]:
     ]
 
 
-def _row_factors(group_feature: int | None, *, interval: str) -> list[str]:
-    """Factors of each row; a symmetric interval has those of its upper side alone."""
-    sides = ["upper"] if interval == "symmetric" else ["lower", "upper"]
-    if group_feature is None:
-        return [f"{side}_factor = Identity(group_{side})" for side in sides]
+def _row_group(*, plain: bool) -> list[str]:
+    """The calibration group of each row, and what the moments of its rows are made with."""
     return [
         "group_value = Gather<axis=1>(x, group_feature)",
         "group_matches = Equal(group_value, group_codes)",
@@ -251,8 +250,15 @@ def _row_factors(group_feature: int | None, *, interval: str) -> list[str]:
         "group_number = MatMul(group_match_shares, group_numbers)",  # 0 where no value matches
         f"group_column = Cast<to={TensorProto.INT64}>(group_number)",
         "group = Squeeze(group_column, last_axis)",
-        *(f"{side}_factor = Gather<axis=0>(group_{side}, group)" for side in sides),
+        *(f"{name} = Gather<axis=0>(group_{name}, group)" for name in ("squared_factor", *(() if plain else _NODES))),
     ]
+
+
+def _row_factors(interval: str, *, by_group: bool) -> list[str]:
+    """Factors of each row; a symmetric interval has those of its upper side alone."""
+    sides = ["upper"] if interval == "symmetric" else ["lower", "upper"]
+    how = "Gather<axis=0>(group_{}, group)" if by_group else "Identity(group_{})"
+    return [f"{side}_factor = {how.format(side)}" for side in sides]
 
 
 def _interval(interval: str, *, plain: bool) -> list[str]:
@@ -281,13 +287,14 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
     groups = [np.array(group.residuals, dtype=float64) for group in calibration.groups]
     table = score_table(groups, interval=calibration.interval)
     flat = table.transpose(0, 2, 1).reshape(-1, len(targets))
+    of_group = "" if group_feature is None else "group_"
     constants: dict[str, NDArray[np.generic]] = {
         "first_axis": np.array([0], dtype=int64),
         "last_axis": np.array([-1], dtype=int64),
         "least_coverage": np.array(LEAST_COVERAGE),
         "one": np.array(1.0),
         "rank_guard": np.array(RANK_GUARD),
-        "squared_factor": np.square(np.array([calibration.scale_factor], dtype=float64)),  # two axes: training/export.py
+        f"{of_group}squared_factor": np.square(np.array(calibration.scale_factors)),  # two axes: training/export.py
         "rows_plus_one": np.array([[group.shape[1] + 1] for group in groups], dtype=float64),
         "upper_scores": rounded_outwards(flat, 1),
         "group_offset": np.arange(len(groups), dtype=int64)[:, None] * table.shape[2],
@@ -303,15 +310,28 @@ def _constants(targets: list[Target], calibration: Calibration, group_feature: i
         }
     transforms = np.array([target.transform for target in targets])
     if np.any(transforms != "identity"):
-        nodes, weights = residual_nodes(groups[0])
+        tables = _node_tables([groups[number] for number in calibration.moment_groups])
+        if group_feature is None:
+            tables = [table[0] for table in tables]
         constants |= {
             "is_plain_row": transforms == "identity",
             "is_log": (transforms == "log")[:, None],
             "is_logit": (transforms == "logit")[:, None],
-            "node_weights": weights[:, None],
-            "moment_nodes": nodes,
         }
+        constants |= {f"{of_group}{name}": table for name, table in zip(_NODES, tables, strict=True)}
     return constants
+
+
+def _node_tables(groups: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """`residual_nodes` of each group: weights [groups, most nodes, 1] and nodes [groups, targets, most nodes].
+
+    A group with fewer nodes repeats its last, with weight 0: another value, such as 0, may overflow where its own do not.
+    """
+    made = [residual_nodes(group) for group in groups]
+    most = max(len(weights) for _, weights in made)
+    weights = [np.pad(own, (0, most - len(own)))[:, None] for _, own in made]
+    nodes = [np.pad(own, ((0, 0), (0, most - own.shape[1])), mode="edge") for own, _ in made]
+    return [np.stack(weights), np.stack(nodes)]
 
 
 def score_table(groups: list[NDArray[np.float64]], *, interval: str) -> NDArray[np.float64]:

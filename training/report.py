@@ -10,6 +10,7 @@ from models.artifact import Run
 from models.conformal import coverage_range, supports
 from models.manifest import Calibration, Column, Evaluation, EvaluationSource, IntervalScores, Manifest, Scores
 from training import curves
+from training.calibrate import factors_by_group
 from training.evaluate import COVERAGES, ROW, Predictions, number_of_rows, outliers, rows_in_words
 from training.figures import (
     draw_calibration,
@@ -166,11 +167,12 @@ def _coverage_ranges(calibration: Calibration) -> Html:
 
 def _scale_factors(manifest: Manifest) -> Iterable[Html]:
     low, high = _ORDINARY_SCALE_FACTOR
-    for target, factor in zip(manifest.targets, manifest.calibration.scale_factor, strict=True):
+    for index, (target, factor) in enumerate(zip(manifest.targets, manifest.calibration.scale_factor, strict=True)):
+        by_group = factors_by_group(manifest.calibration, index)
         yield tag(
             "p",
-            f"The std of {target.name} is that of the network times {number(factor)} (the scale factor), which fits the "
-            "calibration residuals best. The intervals are the same without it.",
+            f"The std of {target.name} is that of the network times {number(factor)} (the scale factor{by_group}), which fits "
+            "the calibration residuals best. The intervals are the same without it.",
         )
         if not low <= factor <= high:
             cause = "overconfident: its errors on new rows are larger" if factor > 1 else "too cautious: its errors are smaller"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from models.conformal import coverage_range
 from models.manifest import IntervalScores, Manifest, Scores
-from training.calibrate import small_groups
+from training.calibrate import factors_by_group, small_groups
 from training.evaluate import rows_in_words
 from training.schema import range_in_words
 
@@ -156,7 +156,7 @@ def show_manifest(manifest: Manifest) -> None:
 def show_calibration(manifest: Manifest) -> None:
     """The calibration in words."""
     calibration = manifest.calibration
-    factors = ", ".join(f"{factor:.3g}" for factor in calibration.scale_factor)
+    factors = ", ".join(f"{one:.3g}{factors_by_group(calibration, t)}" for t, one in enumerate(calibration.scale_factor))
     _console.print(f"calibration: {calibration.method}, {calibration.interval}, {calibration.rows} rows; std times {factors}")
     _console.print(calibration.guarantee)
     if calibration.method == "split" and calibration.dependence is None and calibration.group_column is None:

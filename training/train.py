@@ -93,7 +93,13 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     calibration_rows = _calibration_rows(plan)
     moments = _unseen_moments(plan, table, fitted, lambda x: calibrate.member_moments(exported, x))
     residuals = _residuals(table.x, y, calibration_rows, moments)
-    family, freedom = calibrate.likeliest_family(residuals, served.network.head.family.name, served.degrees_of_freedom)
+    family, freedom = calibrate.likeliest_family(
+        residuals,
+        served.network.head.family.name,
+        served.degrees_of_freedom,
+        columns=table.columns,
+        group_column=options.calibrate_by,
+    )
     network = _network(served, options, family, freedom)
     calibration = calibrate.calibrated(
         residuals,

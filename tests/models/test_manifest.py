@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from models import conformal, distributions
 from models.manifest import (
+    Calibration,
     CalibrationMethod,
     Column,
     Evaluation,
@@ -98,6 +99,17 @@ def test_what_no_model_can_be_without_is_required(manifest, parts):
 def test_a_calibration_without_groups_is_refused(manifest):
     with pytest.raises(ValidationError, match="at least 1 item"):
         changed(manifest, calibration=manifest.calibration.model_dump() | {"groups": []})
+
+
+def test_a_group_without_a_scale_factor_has_that_of_all_rows_as_every_group_of_an_older_file(manifest):
+    document = manifest.calibration.model_dump()
+    for group in document["groups"]:
+        del group["scale_factor"]
+    older = Calibration.model_validate(document)
+    assert (older.scale_factors, older.moment_groups) == ([[1.0, 1.0]] * 4, [0, 0, 0, 0])
+    document["groups"][2]["scale_factor"] = [2.0, 3.0]
+    newer = Calibration.model_validate(document)
+    assert (newer.scale_factors, newer.moment_groups) == ([[1.0, 1.0], [1.0, 1.0], [2.0, 3.0], [1.0, 1.0]], [0, 0, 2, 0])
 
 
 def test_missing_values_of_golden_rows_travel_as_null(manifest):

@@ -11,8 +11,10 @@ from scipy import stats
 from models.artifact import OUTPUTS, ArtifactError, cpu_session, open_model, read_manifest, read_model, session_run, write_model
 from models.distributions import MOST_DEGREES_OF_FREEDOM
 from models.manifest import Column, Evaluation, Manifest, Target
+from models.transforms import TRANSFORMS
 from tests.model_files import formula_network, write_formula_model
 from training.calibrate import (
+    LEAST_OWN_ROWS,
     Residuals,
     calibrated,
     golden,
@@ -134,10 +136,28 @@ def test_groups_hold_the_residuals_of_each_value_with_rows():
         ("blue", 0.0, int(np.sum(some.x[:, 1] == 0))),
         ("green", 1.0, 3),
     ]
-    for group in calibration.groups[1:]:
-        values = some.values[some.x[:, 1] == group.code, 0] / calibration.scale_factor
-        assert group.residuals == [sorted(values)]
+    for group, (factor,) in zip(calibration.groups[1:], calibration.scale_factors[1:], strict=True):
+        assert group.residuals == [sorted(some.values[some.x[:, 1] == group.code, 0] / factor)]
     assert "n calibration rows with its value of colour" in calibration.guarantee
+
+
+@pytest.mark.parametrize(("family", "df"), [("gaussian", None), ("student_t", 4.0)])
+def test_a_group_with_enough_rows_has_the_scale_factor_that_its_rows_alone_would_have(family, df):
+    some = residuals(300, targets=2)
+    some.x[:, 1] = np.where(np.arange(300) < LEAST_OWN_ROWS, 0, np.where(np.arange(300) < 2 * LEAST_OWN_ROWS - 1, 1, np.nan))
+    some.values[some.x[:, 1] == 0] *= [5, 0.1]
+    calibration = calibration_of(some, family=family, freedom=[df, df], group_column="colour")
+    together, blue, green = calibration.groups
+    alone = calibration_of(Residuals(values=some.values[:LEAST_OWN_ROWS], x=some.x), family=family, freedom=[df, df])
+    assert (blue.scale_factor, blue.residuals) == (alone.scale_factor, alone.groups[0].residuals)
+    assert (together.scale_factor, green.scale_factor) == (None, None)
+    assert calibration.scale_factors == [calibration.scale_factor, alone.scale_factor, calibration.scale_factor]
+
+
+def test_a_group_predicted_without_error_keeps_the_scale_factor_of_all_rows():
+    some = residuals(400)
+    some.values[some.x[:, 1] == 0] = 0
+    assert calibration_of(some, group_column="colour").groups[1].scale_factor is None
 
 
 def test_a_boolean_feature_has_the_groups_false_and_true():
@@ -350,6 +370,22 @@ def test_calibrating_anew_with_a_feature_gives_each_value_its_own_intervals(tmp_
         assert coverage_of(path, fresh_x[rows], fresh_y[rows] + 10 * value) == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.parametrize("transform", ["identity", "log"])
+def test_the_moments_of_each_group_are_those_of_what_its_samples_are_drawn_from(tmp_path, transform):
+    path = tmp_path / "model.onnx"
+    write_model_file(path, targets=(Target(name="y", minimum=0.1, maximum=9.0, transform=transform),), float64=True)
+    x, y = biased_rows(2000, seed=1)
+    y = x @ [[1.0], [2.0], [3.0], [4.0]] + 0.2 * np.where(x[:, 2:3] == 1, 5, 1) * np.random.default_rng(2).normal(size=y.shape)
+    inverse = TRANSFORMS[transform].inverse
+    manifest = recalibrate(path, x, inverse(y), output=path, interval=None, group_column="open")
+    answer = open_model(path)[0](x, np.array([0.9]))
+    for number in (1, 2):
+        rows = manifest.calibration_groups(x) == number
+        drawn = inverse(answer["location"][rows] + answer["scale"][rows] * manifest.residuals(number))
+        np.testing.assert_allclose(answer["mean"][rows, 0], drawn.mean(axis=1), rtol=1e-3, atol=0.1)
+        np.testing.assert_allclose(answer["std"][rows, 0], drawn.std(axis=1), rtol=0.01)
+
+
 def test_calibrating_anew_does_not_forget_that_rows_depend_on_each_other(tmp_path):
     path = tmp_path / "model.onnx"
     manifest = write_model_file(path)
@@ -470,6 +506,22 @@ def test_the_table_that_a_model_was_fitted_to_is_refused(tmp_path):
     fitted = manifest.model_copy(update={"origin": manifest.origin.model_copy(update={"data_sha256": digest})})
     with pytest.raises(OptionError, match=r"table\.csv is the table that the model was fitted to"):
         require_new_table(table, fitted, to_score=False)
+
+
+def test_different_scales_of_groups_are_no_heavy_tails_where_each_is_calibrated_by_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    x = residuals(2000).x
+    x[:, 1] = rng.integers(3, size=2000)
+    some = Residuals(values=rng.normal(size=(2000, 1)) * np.where(x[:, 1:2] == 2, 5, 1), x=x)
+    assert likeliest_family(some, "gaussian", None)[0] == "student_t"
+    assert likeliest_family(some, "gaussian", None, columns=COLUMNS, group_column="colour") == ("gaussian", None)
+    heavy = Residuals(values=rng.standard_t(4, size=(2000, 1)) * np.where(x[:, 1:2] == 2, 5, 1), x=x)
+    _, (df,) = likeliest_family(heavy, "gaussian", None, columns=COLUMNS, group_column="colour")
+    assert df == pytest.approx(4, rel=0.3)
+    write_model_file(tmp_path / "model.onnx")
+    location, scale = member_moments(formula_network(features=4, targets=1), x)
+    given = {"output": tmp_path / "new.onnx", "interval": None, "group_column": "colour"}
+    assert recalibrate(tmp_path / "model.onnx", x, location + scale * some.values, **given).network.family == "gaussian"
 
 
 def test_the_family_is_chosen_by_the_calibration_residuals():

@@ -345,14 +345,14 @@ def test_the_coverage_of_all_cross_predicted_rows_says_nothing_of_the_model_and_
 
 def test_no_value_moves_the_interval_of_its_own_part(model):
     _, manifest = model(some_residuals(9), group_column="colour")
-    moments, x, y = cases(200)
+    moments, x, y = cases(160)  # so few that no colour has a scale factor of its own
     before = cross_predicted(moments, x, y, manifest)
     changed = y.copy()
     changed[17] += 1000
     after = cross_predicted(moments, x, changed, manifest)
     moved = np.flatnonzero((before.scale != after.scale).any(axis=1))
-    assert len(moved) == 160, "the scale factor of the other four parts has seen the value"
-    still = np.setdiff1d(np.arange(200), moved)
+    assert len(moved) == 128, "the scale factor of the other four parts has seen the value"
+    still = np.setdiff1d(np.arange(160), moved)
     assert 17 in still
     for name in ("mean", "std", "location", "scale", "lower", "upper"):
         np.testing.assert_array_equal(getattr(before, name)[still], getattr(after, name)[still])

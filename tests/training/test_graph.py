@@ -40,6 +40,7 @@ def model(
     scale_factor=1.0,
     group_column=None,
     codes=(None,),
+    group_factors=None,
     float64=True,
     network=None,
     target_scale=None,
@@ -50,10 +51,10 @@ def model(
         interval=interval,
         group_column=group_column,
         groups=[
-            ResidualGroup(code=code, residuals=group.tolist())
-            for code, group in zip(codes, residuals or (draws(99),), strict=True)
+            ResidualGroup(code=code, residuals=group.tolist(), scale_factor=factor)
+            for code, group, factor in zip(codes, residuals or (draws(99),), group_factors or [None] * len(codes), strict=True)
         ],
-        scale_factor=[scale_factor] * len(targets),
+        scale_factor=scale_factor if isinstance(scale_factor, list) else [scale_factor] * len(targets),
         guarantee="for tests",
     )
     return calibrated_graph(
@@ -325,12 +326,37 @@ def test_the_two_parts_of_std_keep_their_proportion_under_a_transform():
         np.testing.assert_allclose(transformed[name] / transformed["std"], plain[name] / plain["std"], rtol=1e-12)
 
 
-def test_the_moments_of_a_transformed_target_are_made_of_all_rows_whatever_the_group():
+def test_the_moments_of_a_group_without_a_factor_of_its_own_are_those_of_all_rows():
     log, groups = (target("y", "log"),), (draws(99), draws(40, seed=1))
     grouped = answers(model(*groups, targets=log, group_column="a", codes=(None, 1.0)))
     plain = answers(model(groups[0], targets=log))
     for name in ("mean", "std", "epistemic_std", "aleatoric_std"):
         assert np.array_equal(grouped[name], plain[name]), name
+
+
+@intervals
+@pytest.mark.parametrize("targets", [tuple(map(target, "abc")), TRANSFORMED])
+@pytest.mark.parametrize("rows", [99, 2500])
+def test_each_row_is_answered_as_by_a_model_with_the_factor_and_residuals_of_its_group_alone(interval, targets, rows):
+    groups = [draws(rows, targets=3), draws(60, targets=3, seed=1), draws(80, targets=3, seed=2)]
+    by_group = {"group_column": "a", "codes": (None, 0.0, 1.0), "group_factors": (None, [2.0, 0.3, 5.0], None)}
+    answer = answers(model(*groups, interval=interval, targets=targets, scale_factor=1.5, **by_group))
+    together = answers(model(groups[0], interval=interval, targets=targets, scale_factor=1.5))
+    own = model(groups[1], interval=interval, targets=targets, scale_factor=[2.0, 0.3, 5.0])
+    for name in OUTPUTS:  # X: a of the rows is 0, 1, -4, missing, missing
+        np.testing.assert_allclose(answer[name][:1], answers(own, x=X[:1])[name], rtol=1e-12, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(answer[name][2:], together[name][2:], rtol=1e-12, atol=1e-14, err_msg=name)
+        if name not in ("lower", "upper"):
+            np.testing.assert_allclose(answer[name][1], together[name][1], rtol=1e-12, err_msg=name)
+    np.testing.assert_allclose(answer["epistemic_std"] ** 2 + answer["aleatoric_std"] ** 2, answer["std"] ** 2, rtol=1e-12)
+
+
+def test_a_group_with_few_nodes_has_a_finite_mean_where_exp_of_the_location_overflows():
+    residuals = np.linspace(-30.0, -20.0, 60)[None]
+    log = {"targets": (target("a", "log"),), "network": formula_network(features=2, targets=1, offset=712.0)}
+    by_group = {"group_column": "a", "codes": (None, 0.0), "group_factors": (None, [1.0])}
+    mean = answers(model(draws(300), residuals, **log, **by_group), x=X[:1])["mean"]
+    assert np.isfinite(mean).all()
 
 
 def test_the_scale_factor_multiplies_every_std_and_moves_no_mean():

@@ -195,6 +195,11 @@ def test_a_scale_factor_far_from_1_is_a_warning(tmp_path, factor, warned):
     assert ("is far from 1" in page.text) == warned
 
 
+def test_the_least_and_the_largest_scale_factor_of_a_group_are_told(tmp_path):
+    page = untested(tmp_path, columns=MIXED, group_column="colour", group_factors=(0.9, 4.7, None))
+    assert "times 1 (the scale factor; by colour 0.9 (blue) to 4.7 (green)), which" in page.text
+
+
 def test_the_guarantee_comes_with_the_range_of_coverage_that_the_calibration_rows_leave(plain):
     page, *_ = plain
     low, high = stats.beta.ppf([0.05, 0.95], 90, 10)

@@ -67,6 +67,16 @@ def test_the_range_of_all_rows_is_said_only_where_these_make_the_intervals(tmp_p
     assert ("coverage 0.9 on new rows: between" in capsys.readouterr().out) == said
 
 
+@pytest.mark.parametrize(
+    ("group_factors", "shown"),
+    [((), "std times 1\n"), ((0.9, 4.7, None), "std times 1; by colour 0.9 (blue) to 4.7 (green)\n")],
+)
+def test_the_least_and_the_largest_scale_factor_of_a_group_are_told(tmp_path, capsys, group_factors, shown):
+    columns = {"columns": MIXED, "group_column": "colour"}
+    terminal.show_calibration(write_formula_model(tmp_path / "model.onnx", **columns, group_factors=group_factors))
+    assert shown in capsys.readouterr().out
+
+
 def test_scores_say_which_rows_they_are_of(tmp_path, capsys):
     manifest = write_formula_model(tmp_path / "model.onnx", targets=(TARGET,))
     for source, words in (

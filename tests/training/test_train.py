@@ -105,6 +105,15 @@ def test_the_same_seed_gives_the_same_answers(mixed_table, tmp_path):
         np.testing.assert_array_equal(values, second(x, coverage)[name])
 
 
+def test_a_model_calibrated_by_group_takes_no_family_of_heavy_tails_from_scales_that_differ(tmp_path):
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(2, size=600)
+    frame = pl.DataFrame({"a": rng.normal(size=600), "noisy": noisy == 1, "y": (1 + 9 * noisy) * rng.normal(size=600)})
+    frame.write_csv(tmp_path / "table.csv")
+    found = [trained(tmp_path / "table.csv", tmp_path, loss="homoscedastic", **by)[1] for by in ({}, {"calibrate_by": "noisy"})]
+    assert [manifest.network.family for manifest in found] == ["student_t", "gaussian"]
+
+
 @pytest.mark.parametrize("calibration", ["split", "cross"])
 def test_without_the_baselines_network_the_constant_remains(mixed_table, tmp_path, calibration):
     _, manifest = trained(mixed_table, tmp_path, calibration=calibration)
