@@ -72,6 +72,7 @@ def _groups(calibration: Calibration) -> list[dict[str, Any]]:
             "code": group.code,
             "rows": group.rows,
             "largest_coverage": largest_coverage(group.rows, interval=calibration.interval),
+            "scale_factor": factor,
         }
-        for group in calibration.groups
+        for group, factor in zip(calibration.groups, calibration.scale_factors, strict=True)
     ]

@@ -216,6 +216,26 @@ def test_what_residuals_say_about_mean_and_std_is_told(kind, said, transform):
         assert [sentence[: len(said)] for sentence in told] == [said]
 
 
+def test_groups_of_different_noise_are_no_large_errors():
+    x = np.column_stack([np.zeros(800), np.arange(800) % 8 == 0])
+    values = np.random.default_rng(0).normal(size=(800, 1)) * np.where(x[:, 1:] == 1, 30, 1)
+    columns = [Column(name="a", kind="numeric"), Column(name="open", kind="boolean")]
+
+    def told(group_column):
+        by = calibrated(
+            Residuals(values=values, x=x),
+            method="split",
+            interval="symmetric",
+            family="student_t",
+            freedom=[3.0],
+            columns=columns,
+            group_column=group_column,
+        )
+        return remarks(by, [Target(name="y", minimum=1, maximum=2)])
+
+    assert (len(told(None)), told("open")) == (1, [])
+
+
 def test_groups_too_small_for_a_coverage_are_named():
     calibration = calibration_of(residuals(200), group_column="colour")  # green has three rows
     assert small_groups(0.75, calibration) == []

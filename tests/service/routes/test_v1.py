@@ -63,7 +63,13 @@ async def test_metadata_is_the_manifest_without_its_long_arrays(tmp_path):
     assert len(body["sha256"]) == 64
     assert "golden" not in body["manifest"]
     assert body["manifest"]["targets"] == [target.model_dump() for target in manifest.targets]
-    assert body["manifest"]["calibration"]["groups"][1] == {"value": "blue", "code": 0.0, "rows": 19, "largest_coverage": 0.95}
+    assert body["manifest"]["calibration"]["groups"][1] == {
+        "value": "blue",
+        "code": 0.0,
+        "rows": 19,
+        "largest_coverage": 0.95,
+        "scale_factor": [1.0],
+    }
 
 
 async def test_metadata_comes_by_version_and_label_too(repository):
