@@ -212,15 +212,14 @@ def least_observed(
 ) -> float:
     """The smallest share of new rows within their intervals that is no surprise: all but 1 - `probability` of cases hold more.
 
-    groups: (new rows, calibration rows) of each group with intervals of its own, whose rows are all exchangeable; (new rows, 0)
-    where nothing is known. The rows of a group within are beta-binomial; their sum is drawn 10 000 times, with the same seed.
+    groups: (new rows, calibration rows) of each group with intervals of its own, whose rows are all exchangeable. The new
+    rows of a group within are beta-binomial; their sum is drawn 10 000 times, with the same seed.
     """
     random, total = np.random.default_rng(0), np.zeros(10_000)
     for new, rows in groups:
-        if rows:
-            within = _scores_within(coverage, rows=rows, interval=interval)
-            share = 1.0 if within > rows else random.beta(within, rows + 1 - within, size=len(total))
-            total += random.binomial(new, share, size=len(total))
+        within = _scores_within(coverage, rows=rows, interval=interval)
+        share = 1.0 if within > rows else random.beta(within, rows + 1 - within, size=len(total))
+        total += random.binomial(new, share, size=len(total))
     return float(np.quantile(total, 1 - probability, method="lower")) / sum(new for new, _ in groups)
 
 

@@ -12,6 +12,9 @@ from models.distributions import Family
 SCHEMA_VERSION = 1
 """The newest manifest that this code reads; raised when a reader of the old form would misread the new one."""
 
+SAME_VALUE = 2.0**-22
+"""Values of a target that differ by no larger share are one: float32 does not tell them apart."""
+
 Kind = Literal["numeric", "boolean", "categorical", "datetime"]
 Transform = Literal["identity", "log", "logit"]
 EvaluationSource = Literal["test", "out_of_fold", "calibration"]

@@ -36,7 +36,7 @@ _TABLES: tuple[tuple[str, dict[str, str]], ...] = (("to_pylist", {}), ("to_dicts
 """How tables of Arrow, Polars and pandas give their rows, in this order: Polars has a `to_dict` too."""
 _MISSING = ("NaTType", "NAType", "MaskedConstant")
 """Types of pandas and NumPy."""
-_BYTES = bytes | bytearray | memoryview
+_BYTES = bytes | bytearray
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_NON_STR_KEYS  # a text of NumPy is no `str` to it
 _READY = "/v2/health/ready"
 _RETRY_SECONDS = 0.1
@@ -284,6 +284,8 @@ def _row(row: Any, number: int) -> Any:
     if names is not None:
         _check_names(names, f"row {number}")
         return {name: _value(row[name], number) for name in names}
+    if isinstance(row, memoryview) and row.format == "B":
+        row = row.tobytes()
     if isinstance(row, _BYTES | AbstractSet):
         what = "bytes" if isinstance(row, _BYTES) else "a set, which has no order"
         raise ErrorbarError(f"row {number} is {what}; give values by name, or all values in the model's order")

@@ -23,7 +23,7 @@ from models.conformal import (
     supported_probabilities,
     supports,
 )
-from models.manifest import Manifest
+from models.manifest import SAME_VALUE, Manifest, Target
 from models.transforms import TRANSFORMS, TargetTransform
 from service.errors import ENOUGH_PROBLEMS, Problem, refuse
 
@@ -79,13 +79,46 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Few:
+    """The values of a target of few ones, and where, transformed, the predictive distribution passes from one to the next.
+
+    It spreads each value over the way to its neighbours.
+    """
+
+    values: Values
+    """[values], ascending."""
+    middles: Values
+    """[values + 1]: between neighbours, and as far before the first and behind the last."""
+
+    def between(self, thresholds: Values, forward: Values) -> Values:
+        """Where to ask for P(Y <= t), transformed: the same for all t between two values. forward: [thresholds] transformed."""
+        place = np.searchsorted(self.values - SAME_VALUE * np.abs(self.values), thresholds, side="right")
+        middle = self.middles[place]
+        asked = np.where(place == 0, np.minimum(forward, middle), middle)
+        return np.where(place == len(self.values), np.maximum(forward, middle), asked)
+
+    def nearest(self, transformed: Values) -> Values:
+        """The value that is nearest to each transformed number."""
+        return self.values[np.searchsorted(self.middles[1:-1], transformed)]
+
+
+def _few(target: Target) -> Few | None:
+    if target.values is None:
+        return None
+    values = np.array(target.values)
+    places = TRANSFORMS[target.transform].forward(values)
+    halves = np.diff(places) / 2
+    return Few(values, np.concatenate([[places[0] - halves[0]], places[:-1] + halves, [places[-1] + halves[-1]]]))
+
+
+@dataclass(frozen=True)
 class CalibratedTargets:
     """A model's calibration residuals with what turns them into answers; made once per model by `calibrated_targets`."""
 
     names: tuple[str, ...]
     transforms: tuple[TargetTransform, ...]
-    values: tuple[Values | None, ...]
-    """All that a target of few values can be, [values] ascending; None of any other."""
+    values: tuple[Few | None, ...]
+    """Of targets of few values; None of any other."""
     interval: IntervalKind
     residuals: tuple[Values, ...]
     """By group, each [targets, rows]; the first is of all rows."""
@@ -105,7 +138,7 @@ def calibrated_targets(manifest: Manifest) -> CalibratedTargets:
     return CalibratedTargets(
         names=tuple(manifest.target_names),
         transforms=tuple(TRANSFORMS[target.transform] for target in manifest.targets),
-        values=tuple(None if target.values is None else np.array(target.values) for target in manifest.targets),
+        values=tuple(_few(target) for target in manifest.targets),
         interval=calibration.interval,
         residuals=residuals,
         residual_rows=tuple(array.shape[1] for array in residuals),
@@ -166,9 +199,9 @@ def predict(question: Question, outputs: Arrays, targets: CalibratedTargets) -> 
             empty,
         )
         samples = _raw(location, scale, drawn, targets)
-        for target, values in enumerate(targets.values):
-            if values is not None:
-                samples[:, target] = values[np.searchsorted(_middles(values)[1:-1], samples[:, target])]
+        for t, few in enumerate(targets.values):
+            if few is not None:
+                samples[:, t] = few.nearest(location[:, t, None] + scale[:, t, None] * drawn[:, t])
         extra["samples"] = samples.astype(kind)
     return Prediction(**moments, **extra)
 
@@ -252,27 +285,10 @@ def _rounding(location: Values, scale: Values, target_scale: Sequence[float] | N
 def _standardised(thresholds: Values, location: Values, scale: Values, targets: CalibratedTargets) -> Values:
     """[n, targets, thresholds]: (forward(t) - location) / scale; infinite for a threshold beyond the target's domain."""
     forward = np.empty((len(targets.transforms), len(thresholds)))
-    for row, transform, values in zip(forward, targets.transforms, targets.values, strict=True):
-        asked = thresholds if values is None else _between(thresholds, values)
-        inside = (asked > transform.minimum) & (asked < transform.maximum)
-        row[:] = np.where(asked <= transform.minimum, -np.inf, np.inf)
-        row[inside] = transform.forward(asked[inside])
+    for row, transform, few in zip(forward, targets.transforms, targets.values, strict=True):
+        inside = (thresholds > transform.minimum) & (thresholds < transform.maximum)
+        row[:] = np.where(thresholds <= transform.minimum, -np.inf, np.inf)
+        row[inside] = transform.forward(thresholds[inside])
+        if few is not None:
+            row[:] = few.between(thresholds, row)
     return (forward - location[:, :, None]) / scale[:, :, None]
-
-
-def _between(thresholds: Values, values: Values) -> Values:
-    """The thresholds, each in the middle between the values around it: P(Y <= t) is the same for all t between two values of Y,
-    and the predictive distribution, which spreads each value over the way to its neighbours, says it best in the middle.
-    """
-    middles = _middles(values)
-    moved = middles[np.searchsorted(values, thresholds, side="right")]
-    below, beyond = thresholds < values[0], thresholds >= values[-1]
-    moved[below], moved[beyond] = np.minimum(thresholds, moved)[below], np.maximum(thresholds, moved)[beyond]
-    return moved
-
-
-def _middles(values: Values) -> Values:
-    """Between neighbours, and as far before the first value and behind the last: [values + 1]."""
-    halves = np.diff(values) / 2
-    middles: Values = np.concatenate([[values[0] - halves[0]], values[:-1] + halves, [values[-1] + halves[-1]]])
-    return middles

@@ -25,6 +25,7 @@ from models.transforms import TRANSFORMS
 from training.errors import FitError, OptionError
 from training.files import sha256_of
 from training.graph import MEMBER_OUTPUTS, calibrated_graph, network_part, outputs_float64
+from training.schema import values_with
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -210,9 +211,11 @@ def remarks(calibration: Calibration, targets: list[Target]) -> list[str]:
         mean, rms = float(values @ weights), math.sqrt(values**2 @ weights)
         if abs(mean) > _BIASED * rms and abs(mean) > _SURE * rms / math.sqrt(rows):
             side = "above" if mean > 0 else "below"
+            plain = target.transform == "identity"
+            allowed = "intervals allow for it, the mean does not" if plain else "the network does not know of it"
             sentences.append(
-                f"{target.name} lies {side} its predictions, by {abs(mean):.2g} std on average: intervals allow for it, the "
-                "mean does not; fit anew on rows like these"
+                f"{target.name} lies {side} its predictions, by {abs(mean):.2g} std on average: {allowed}; fit anew on rows "
+                "like these"
             )
         elif target.transform == "identity" and rms > _RARE_ERRORS and rows >= _ENOUGH_ROWS:
             sentences.append(
@@ -350,6 +353,10 @@ def recalibrate(
         target_scale=old.network.target_scale,
     ).SerializeToString()
     update = {
+        "targets": [
+            target if target.values is None else target.model_copy(update={"values": values_with(target.values, y[:, t])})
+            for t, target in enumerate(old.targets)
+        ],
         "network": old.network.model_copy(update={"family": family, "degrees_of_freedom": freedom}),
         "calibration": calibration,
         "evaluation": None,

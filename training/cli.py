@@ -147,7 +147,7 @@ def evaluate(
 ) -> None:
     """Score a model on the rows of a table that it has not seen."""
     from training.calibrate import require_new_table
-    from training.evaluate import bounded_values, least_expected, predicted, scores, too_low
+    from training.evaluate import held, predicted, scores, too_low
     from training.predict import read_x_y
 
     run, manifest = open_model(model)
@@ -160,19 +160,21 @@ def evaluate(
         raise OptionError(f"--check: what chance explains is not known of this model, for {why}; compare the scores yourself")
     predictions = predicted(run, x, y, manifest)
     by_target = scores(predictions, targets=manifest.targets, network=manifest.network)
-    low = too_low(predictions, manifest, by_target)
+    low, checked = too_low(predictions, x, manifest)
     for sentence in low:
         terminal.say(f"note: {sentence}")
-    bounded = bounded_values(manifest, by_target)
-    if check and not bounded:
-        raise OptionError(f"--check: no row has a finite interval of coverage {manifest.default_coverage:g}")
-    if check and bounded < y.size:
-        terminal.say(f"note: only {bounded} of {y.size} values have a finite interval and were checked")
+    if check and not checked:
+        raise OptionError(
+            f"--check: no row has a finite interval of coverage {manifest.default_coverage:g} that is its own group's"
+        )
+    if check and checked < y.size:
+        terminal.say(f"note: only {checked} of {y.size} values have a finite interval of their own group and were checked")
     if as_json:
         document: dict[str, Any] = {"rows": len(y), "targets": {name: one.model_dump() for name, one in by_target.items()}}
-        for t, (name, one) in enumerate(by_target.items()):
-            for interval, told in zip(one.intervals, document["targets"][name]["intervals"], strict=True):
-                told["least_expected_coverage"] = least_expected(predictions, calibration, interval, t)
+        for t, name in enumerate(by_target):
+            for told in document["targets"][name]["intervals"]:
+                found = held(predictions, x, manifest, coverage=told["coverage"], target=t)
+                told["least_expected_coverage"] = found.least if found is not None and found.values == told["rows"] else None
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         terminal.show_scores(f"{table.name}, {len(y)} rows", {"model": by_target}, rows=len(y))

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from models import conformal, metrics
 from models.artifact import Run
 from models.distributions import distribution
-from models.manifest import Calibration, Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
+from models.manifest import Evaluation, EvaluationSource, IntervalScores, Manifest, Network, Scores, Target
 from models.transforms import TRANSFORMS, TargetTransform
 from training.calibrate import Moments, Residuals, Rows, Values, calibrated, likeliest_family, transformed
 from training.errors import FitError
@@ -173,45 +174,61 @@ def evaluation(
     )
 
 
-def least_expected(
-    predictions: Predictions, calibration: Calibration, interval: IntervalScores, target: int, *, probability: float = 0.99
-) -> float | None:
-    """The smallest observed coverage that chance explains with `probability` where the rows are as those that calibrated.
+class Held(NamedTuple):
+    """What the intervals of a coverage hold of so many values, and the least share that chance explains."""
 
-    None where that is not known: rows that depend on each other, or intervals that nothing calibrated.
+    values: int
+    share: float
+    least: float
+
+
+def held(
+    predictions: Predictions, x: Values, manifest: Manifest, *, coverage: float, target: int, probability: float = 0.99
+) -> Held | None:
+    """Of the values with a finite interval and a promise of their own. x: [n, columns] of the predictions.
+
+    `least` is what all but 1 - `probability` of tables hold that are as the rows that calibrated. None where there are no such
+    values, and where that is not known: rows that depend on each other, or intervals that nothing calibrated. With groups, a
+    row of none has the interval of all rows together, which promises nothing about it.
     """
-    if not calibration.exchangeable:
+    calibration = manifest.calibration
+    if not calibration.exchangeable or coverage not in predictions.coverages:
         return None
-    bounded = predictions.bounded(interval.coverage, target)
-    groups = [(int(bounded[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]
-    # With groups, rows without one have the intervals of all rows together, which promise nothing about them
-    without_promise = calibration.rows if calibration.group_column else None
-    counted = [(new, 0 if rows == without_promise else rows) for new, rows in groups if new]
-    return conformal.least_observed(interval.coverage, counted, interval=calibration.interval, probability=probability)
+    counted = predictions.bounded(coverage, target)
+    if calibration.group_column is not None:
+        counted &= manifest.calibration_groups(x) != 0
+    groups = [(int(counted[rows].sum()), residuals.shape[1]) for rows, residuals in predictions.sources]
+    groups = [(new, rows) for new, rows in groups if new]
+    if not groups:
+        return None
+    index = predictions.coverages.index(coverage)
+    y, lower, upper = (array[counted, target] for array in (predictions.y, predictions.lower, predictions.upper))
+    return Held(
+        values=len(y),
+        share=metrics.observed_coverage(y, lower[:, index], upper[:, index]),
+        least=conformal.least_observed(coverage, groups, interval=calibration.interval, probability=probability),
+    )
 
 
-def too_low(predictions: Predictions, manifest: Manifest, scored: dict[str, Scores]) -> list[str]:
-    """A sentence about each target of which fewer values lie within the default intervals than chance explains.
+def too_low(predictions: Predictions, x: Values, manifest: Manifest) -> tuple[list[str], int]:
+    """A sentence about each target of which fewer values lie within the default intervals than chance explains, and how many
+    values were looked at.
 
     Of 100 models on rows like those that calibrated, one is told of, however many targets they have.
     """
-    sentences = []
-    for t, (name, one) in enumerate(scored.items()):
-        for interval in one.intervals:
-            coverage, observed = interval.coverage, interval.observed_coverage
-            least = least_expected(predictions, manifest.calibration, interval, t, probability=1 - 0.01 / len(scored))
-            if coverage == manifest.default_coverage and least is not None and observed < least:
-                sentences.append(
-                    f"{observed:.1%} of {name} lie within the intervals of coverage {coverage:g}, and chance explains no less "
-                    f"than {least:.1%}: these rows are unlike those that calibrated; calibrate or fit anew"
-                )
-    return sentences
-
-
-def bounded_values(manifest: Manifest, scored: dict[str, Scores]) -> int:
-    """The number of values, of all targets, with a finite interval of the default coverage."""
-    intervals = [interval for one in scored.values() for interval in one.intervals]
-    return sum(interval.rows or 0 for interval in intervals if interval.coverage == manifest.default_coverage)
+    sentences, values = [], 0
+    names, coverage = manifest.target_names, manifest.default_coverage
+    for t, name in enumerate(names):
+        found = held(predictions, x, manifest, coverage=coverage, target=t, probability=1 - 0.01 / len(names))
+        if found is None:
+            continue
+        values += found.values
+        if found.share < found.least:
+            sentences.append(
+                f"{found.share:.1%} of {name} lie within the intervals of coverage {coverage:g}, and chance explains no less "
+                f"than {found.least:.1%}: these rows are unlike those that calibrated; calibrate or fit anew"
+            )
+    return sentences, values
 
 
 def outliers(predictions: Predictions, targets: list[Target], *, again: str = "fit") -> list[str]:

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOBase
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from models.words import MISSING
 from training.errors import TableError
 
+Words = Mapping[str, Collection[str]]
+NO_WORDS: Words = {}
 ROW_INDEX = ("", "Unnamed: 0", "__index_level_0__")
 """The names of a row index beside the data: as R and pandas write it, as pandas reads that again, and as it is in Parquet."""
 
@@ -87,13 +89,13 @@ def read_batches(
     batch_rows: int = 65536,
     delimiter: str = ",",
     as_it_stands: bool = False,
-    words: Collection[str] = (),
+    words: Words = NO_WORDS,
 ) -> Iterator[pl.DataFrame]:
     """The table in pieces of `batch_rows` rows, in the file's order, in memory that does not grow with the file.
 
     Every row of the file is a row here, also one without any value. A CSV column is String, with missing words as null;
     a Parquet column has its own type. `as_it_stands` leaves text with its blanks and missing words, for `cleaned` to take
-    out; `words` are not missing ones. The file is checked when this is called, before the first piece.
+    out; `words`: by column, those that are values there. The file is checked when this is called, before the first piece.
 
     Raises TableError where the file is no table or has no such column.
     """
@@ -115,7 +117,7 @@ def blank_rows(frame: pl.DataFrame) -> NDArray[np.bool_]:
     return frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy()
 
 
-def cleaned(frame: pl.DataFrame, words: Collection[str] = ()) -> pl.DataFrame:
+def cleaned(frame: pl.DataFrame, words: Words = NO_WORDS) -> pl.DataFrame:
     """Columns as they stand in a file -> as `scan` gives them: text is stripped, null where missing."""
     return frame.select(_cleaned(name, kind, words) for name, kind in frame.schema.items())
 
@@ -163,10 +165,10 @@ def open_table(path: Path | str, *, delimiter: str = ",") -> Source:
     return source
 
 
-def scan(source: Source, names: Sequence[str], words: Collection[str] = ()) -> pl.LazyFrame:
+def scan(source: Source, names: Sequence[str], words: Words = NO_WORDS) -> pl.LazyFrame:
     """The named columns, lazily. Text is stripped, null where missing; other types of Parquet are as stored.
 
-    words: those that are not missing values, though others take them for such.
+    words: by column, those that are values there, though elsewhere they stand for missing ones.
     """
     lazy = _as_it_stands(source)
     types = lazy.collect_schema()
@@ -180,11 +182,14 @@ def _as_it_stands(source: Source) -> pl.LazyFrame:
     return _scan_csv(source.path, source.delimiter, source.names)
 
 
-def _cleaned(name: str, kind: pl.DataType, words: Collection[str]) -> pl.Expr:
-    if kind != pl.String:
-        return pl.col(name)
-    text = pl.col(name).str.strip_chars()
-    return pl.when(~text.is_in(MISSING.difference(words))).then(text).alias(name)
+def _cleaned(name: str, kind: pl.DataType, words: Words) -> pl.Expr:
+    missing = MISSING.difference(words.get(name, ()))
+    if kind == pl.String:
+        text = pl.col(name).str.strip_chars()
+        return pl.when(~text.is_in(missing)).then(text).alias(name)
+    if isinstance(kind, pl.Categorical | pl.Enum):
+        return pl.when(~pl.col(name).cast(pl.String).str.strip_chars().is_in(missing)).then(pl.col(name)).alias(name)
+    return pl.col(name)
 
 
 def collect(lazy: pl.LazyFrame, source: Source) -> pl.DataFrame:

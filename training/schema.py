@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.manifest import Column, Kind, Target
+from models.manifest import SAME_VALUE, Column, Kind, Target
 from models.transforms import TRANSFORMS
 from models.words import FLAGS, MISSING
 from training.errors import TableError
@@ -24,6 +24,7 @@ MAX_CATEGORIES = 256
 TEXT_VALUES = 100
 """Text with more different values than this, and in more than half of its rows, is an id or free text."""
 
+_FEW_VALUES, _ROWS_OF_A_VALUE = 256, 10
 _LARGEST_VALUE = 1e300
 """The difference of larger ones may have no float64."""
 _ISO_FORMATS = (
@@ -53,9 +54,36 @@ _EXCEL_ERRORS = ("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!")
 """What Excel writes for a formula that failed; its #N/A is a missing value."""
 
 
-def known_words(columns: Sequence[Column]) -> set[str]:
-    """The categories that elsewhere are words for a missing value: models may know such from before the word was one."""
-    return {category for column in columns for category in column.categories or () if category in MISSING}
+def known_words(columns: Sequence[Column]) -> dict[str, frozenset[str]]:
+    """By column, categories that elsewhere are words for a missing value: a model may be from before the word was one."""
+    return {column.name: MISSING.intersection(column.categories or ()) for column in columns}
+
+
+def few_values(y: NDArray[np.float64], groups: Rows | None = None) -> list[float] | None:
+    """All values of a target [n] of few ones (counts, ratings), ascending; None of any other.
+
+    That are at most 256, each in ten rows on average, or in ten groups [n]: what was measured once a group is no count.
+    """
+    values = np.unique(y)
+    values = values[np.diff(values, prepend=-np.inf) > SAME_VALUE * np.abs(values)]
+    number_of, _ = _nearest(y, values)
+    counted = len(y) if groups is None else len(np.unique(np.column_stack([number_of, groups]), axis=0))
+    few = 2 <= len(values) <= min(_FEW_VALUES, counted / _ROWS_OF_A_VALUE)
+    return values.tolist() if few else None
+
+
+def values_with(known: Sequence[float], y: NDArray[np.float64]) -> list[float] | None:
+    """The values of a target of few ones, and those of `y` [n]; None where too many of these are new for it to be one."""
+    values = np.array(known)
+    new = np.unique(y[~_nearest(y, values)[1]])
+    return np.sort([*known, *new]).tolist() if len(new) <= len(y) / _ROWS_OF_A_VALUE else None
+
+
+def _nearest(y: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[Rows, NDArray[np.bool_]]:
+    """[n] each: the number of the last of `values` that is no larger, and whether it is this one."""
+    slack = SAME_VALUE * np.abs(y)
+    number = np.searchsorted(values, y + slack, side="right") - 1
+    return number, (number >= 0) & (np.abs(y - values[number]) <= slack)
 
 
 def encode(

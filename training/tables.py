@@ -13,12 +13,10 @@ from models.manifest import Column, Target, Transform
 from training.config import TableOptions
 from training.errors import TableError
 from training.files import ROW_INDEX, Source, blank_rows, collect, open_table, require_columns, scan, sha256_of
-from training.schema import MAX_CATEGORIES, codes, describe, missing, moments, target_values, weight_values
+from training.schema import MAX_CATEGORIES, codes, describe, few_values, missing, moments, target_values, weight_values
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""
-_FEW_VALUES, _ROWS_OF_A_VALUE = 256, 10
-"""A target of no more values, with so many rows for each on average, is a count or a rating."""
 _RANKED_ROWS = 10_000
 """As many rows tell whether a feature goes with a target; ranking a million takes a tenth of a second for each column."""
 _SAME_ORDER = 0.9999
@@ -102,6 +100,7 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
     if wrong:
         raise TableError("\n".join(wrong))
     notes += _about_leaks(columns, x, list(forms), y)
+    groups = None if group is None else codes(frame[group])
     return Table(
         columns=columns,
         targets=[
@@ -110,14 +109,14 @@ def read_table(path: Path | str, options: TableOptions) -> Table:
                 transform=form,
                 minimum=float(values.min()),
                 maximum=float(values.max()),
-                values=_few_values(values),
+                values=few_values(values, groups),
             )
             for (name, form), values in zip(forms.items(), y.T, strict=True)
         ],
         x=x,
         y=y,
         weights=None if weight is None else weight_values(frame[weight], rows=rows),
-        groups=None if group is None else codes(frame[group]),
+        groups=groups,
         time=None if time is None else moments(frame[time], rows=rows),
         name=source.path.name,
         sha256=sha256_of(source.path),
@@ -189,13 +188,6 @@ def _features(source: Source, options: TableOptions) -> list[str]:
     if not features:
         raise TableError(f"{source.path.name} has no column left to predict from besides {', '.join(map(repr, targets))}")
     return features
-
-
-def _few_values(values: NDArray[np.float64]) -> list[float] | None:
-    """The values of a target of few ones."""
-    different = np.unique(values)
-    few = 2 <= len(different) <= min(_FEW_VALUES, len(values) / _ROWS_OF_A_VALUE)
-    return different.tolist() if few else None
 
 
 def _load(source: Source, names: Sequence[str], *, as_text: set[str]) -> tuple[pl.DataFrame, dict[str, str]]:

@@ -66,7 +66,9 @@ def train(path: Path, options: FitOptions, *, output: Path, command: str, progre
     columns, x = seen_columns(table.columns, table.x, plan.seen)
     unseen = [column.name for column, values in zip(columns, x[plan.seen].T, strict=True) if np.isnan(values).all()]
     if unseen:
-        raise TableError(f"column {unseen[0]!r} has no value in the rows that are fitted; {leave_out(unseen[0])}")
+        raise TableError(
+            "\n".join(f"column {name!r} has no value in the rows that are fitted; {leave_out(name)}" for name in unseen)
+        )
     table = replace(table, columns=columns, x=x)
     y = calibrate.transformed(table.y, table.targets)
     statistics = feature_statistics(table.x[plan.seen], table.columns)

@@ -495,5 +495,3 @@ def test_the_least_observed_share_is_that_of_the_beta_binomial_law(interval):
     assert least_observed(0.9, [(500, 99_999)], interval=interval) == pytest.approx(many, abs=0.006)
     assert exact < least_observed(0.9, [(250, 99), (250, 99)], interval=interval) < many, "two groups even out"
     assert least_observed(0.99, [(7, 9)], interval=interval) == 1.0, "an infinite interval"
-    half = least_observed(0.9, [(500, 99), (500, 0)], interval=interval)
-    assert half == pytest.approx(least_observed(0.9, [(500, 99)], interval=interval) / 2), "of 500 nothing is known"

@@ -64,6 +64,27 @@ def test_the_probability_of_a_count_is_asked_between_its_values(tmp_path, asked,
     np.testing.assert_array_equal(answered(tmp_path / "count.onnx", x, thresholds=tuple(asked))[0].cdf, expected)
 
 
+def test_a_probability_of_few_values_does_not_hang_on_the_last_digit(path):
+    write_formula_model(
+        path, targets=(PLAIN.model_copy(update={"values": np.float32([0.1, 0.2, 0.3]).astype(float).tolist()}),)
+    )
+    cdf = answered(path, NEAR[:1], thresholds=(0.2, 0.2 + 1e-9, 0.2 - 1e-9, 0.19))[0].cdf[0, 0]
+    assert cdf[0] == cdf[1] == cdf[2] > cdf[3]
+
+
+@pytest.mark.parametrize(("target", "values"), [(LOG, [1.0, 10.0, 100.0]), (SHARE, [0.01, 0.1, 0.5])])
+def test_the_middle_between_values_is_that_of_the_transformed(path, target, values):
+    transform = TRANSFORMS[target.transform]
+    middle = float(transform.inverse(transform.forward(np.array(values[:2])).mean()))
+    row = [[float(transform.forward(np.array(values[0]))), 0.0]]
+    write_formula_model(path, targets=(target,), float64=True)
+    expected = answered(path, row, thresholds=(middle,))[0].cdf[0, 0, 0]
+    write_formula_model(path, targets=(target.model_copy(update={"values": values}),), float64=True)
+    prediction, _ = answered(path, row, thresholds=(values[0],), samples=4000, seed=1)
+    assert prediction.cdf[0, 0, 0] == pytest.approx(expected, abs=0.011)
+    assert np.mean(prediction.samples[0, 0] == values[0]) == pytest.approx(expected, abs=0.04)
+
+
 def test_samples_of_a_count_are_its_values_in_the_proportions_of_its_probabilities(path):
     count, whole = (PLAIN.model_copy(update={"name": name, "values": [3.0, 4.0, 5.0]}) for name in "ab")
     write_formula_model(path, targets=(count, whole.model_copy(update={"values": None})))
@@ -74,9 +95,9 @@ def test_samples_of_a_count_are_its_values_in_the_proportions_of_its_probabiliti
     assert len(np.unique(prediction.samples[0, 1])) > 20
 
 
-def test_a_share_of_few_values_is_certain_beyond_the_middle_that_it_cannot_pass(path):
+def test_a_share_of_few_values_is_certain_beyond_its_domain(path):
     write_formula_model(path, targets=(SHARE.model_copy(update={"values": [0.2, 0.8]}),), float64=True)
-    assert answered(path, NEAR[:1], thresholds=(0.1, 0.5, 0.8))[0].cdf[0, 0, [0, 2]].tolist() == [0, 1]
+    assert answered(path, NEAR[:1], thresholds=(-0.1, 0.0, 0.5, 1.0))[0].cdf[0, 0, [0, 1, 3]].tolist() == [0, 0, 1]
 
 
 def test_a_probability_inverts_the_quantile(path):

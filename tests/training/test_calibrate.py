@@ -363,6 +363,17 @@ def test_an_older_model_with_a_transform_gets_float64_outputs_when_it_is_calibra
     assert types == [np.float32, np.float64]
 
 
+def test_calibrating_anew_takes_in_new_values_of_a_count(tmp_path):
+    target = Target(name="y", minimum=0, maximum=2, values=[0.0, 1.0, 2.0])
+    write_model_file(tmp_path / "old.onnx", targets=(target,))
+    x, _ = biased_rows(300, seed=1)
+    for y, values in ((np.arange(300) % 6.0, [0, 1, 2, 3, 4, 5]), (np.arange(300) / 7, None)):
+        manifest = recalibrate(
+            tmp_path / "old.onnx", x, y[:, None], output=tmp_path / "new.onnx", interval=None, group_column=None
+        )
+        assert manifest.targets[0].values == values
+
+
 def test_calibrating_anew_leaves_the_mean_and_drops_the_old_evaluation(tmp_path):
     path = tmp_path / "model.onnx"
     evaluated = write_model_file(path).model_copy(update={"evaluation": Evaluation(rows=9, source="test", targets={})})

@@ -244,7 +244,7 @@ def test_a_check_says_how_many_intervals_are_finite(command, mixed_rows, tmp_pat
     write_model(data, manifest.model_copy(update={"default_coverage": 0.96}), tmp_path / "by.onnx")
     rows = pl.read_csv(mixed_rows).with_columns(y=0.0)
     for colours, status, sentence in (
-        (["red", "blue", "blue"], 1, "note: only 20 of 60 values have a finite interval and were checked"),
+        (["red", "blue", "blue"], 1, "note: only 20 of 60 values have a finite interval of their own group and were checked"),
         (["blue", "blue", "blue"], 2, "--check: no row has a finite interval of coverage 0.96"),
     ):
         rows.with_columns(colour=pl.Series(colours * 20)).write_csv(tmp_path / "rows.csv")

@@ -544,14 +544,19 @@ def test_rows_without_a_group_are_no_sign_of_other_rows(model):
     run, manifest = model(Residuals(values=rng.normal(size=(300, 1)), x=x), group_column="colour")
     new = x.copy()
     answers = run(new, np.array([0.9]))
-    y = answers["location"] + answers["scale"] * rng.normal(size=(300, 1))
-    without = np.arange(300) < 60
-    new[without, 2], y[without] = np.nan, 1e3
-    predictions = predicted(run, new, y, manifest)
-    by_target = scores(predictions, targets=ONE, network=manifest.network)
-    assert by_target["y"].intervals[2].observed_coverage < 0.75
-    assert too_low(predictions, manifest, by_target) == []
-    y[without] = answers["location"][without]
-    y[~without] = 1e3
-    predictions = predicted(run, new, y, manifest)
-    assert len(too_low(predictions, manifest, scores(predictions, targets=ONE, network=manifest.network))) == 1
+    without = np.arange(300) < 200
+    new[without, 2] = np.nan
+    right, wrong = answers["location"], answers["location"] + 1e3
+    predictions = predicted(run, new, np.where(without[:, None], wrong, right), manifest)
+    assert too_low(predictions, new, manifest) == ([], 100)
+    told, values = too_low(predicted(run, new, np.where(without[:, None], right, wrong), manifest), new, manifest)
+    assert (len(told), values) == (1, 100), "many good rows without a group hide no bad ones"
+    nobody = new[without]
+    assert too_low(predicted(run, nobody, wrong[without], manifest), nobody, manifest) == ([], 0)
+
+
+def test_a_group_that_holds_all_calibration_rows_has_a_promise(model):
+    x = np.zeros((300, 3))
+    run, manifest = model(Residuals(values=np.random.default_rng(0).normal(size=(300, 1)), x=x), group_column="colour")
+    told, values = too_low(predicted(run, x, np.full((300, 1), 1e3), manifest), x, manifest)
+    assert (len(told), values) == (1, 300)

@@ -195,3 +195,11 @@ def test_a_time_zone_that_polars_does_not_know_is_told(tmp_path, zone):
     sentence = refusal(path)
     assert zone in sentence
     assert "write it with plain types and times in UTC" in sentence
+
+
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["red", "NA", " "])])
+def test_a_word_for_a_missing_value_is_one_among_categories_of_parquet_too(tmp_path, kind):
+    pl.DataFrame({"c": pl.Series(["red", "NA", " ", None], dtype=pl.String).cast(kind)}).write_parquet(tmp_path / "c.parquet")
+    (frame,) = read_batches(tmp_path / "c.parquet")
+    assert frame["c"].dtype in (pl.Categorical, pl.Enum)
+    assert frame["c"].cast(pl.String).to_list() == ["red", None, None, None]

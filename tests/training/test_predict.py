@@ -377,9 +377,9 @@ def test_rows_without_a_target_are_left_out_where_asked_and_those_without_anythi
 def test_a_word_for_a_missing_value_is_the_category_that_an_older_model_has(tmp_path):
     columns = (Column(name="colour", kind="categorical", categories=["#N/A", "red"]), Column(name="b", kind="numeric"))
     write_formula_model(tmp_path / "old.onnx", columns=columns)
-    (tmp_path / "rows.csv").write_text("colour,b,y\n#N/A,1,2\n NA ,3,4\nred,5,6\n")
+    (tmp_path / "rows.csv").write_text("colour,b,y\n#N/A,1,2\n NA ,#N/A,4\nred,5,6\n")
     x, _, _ = read_x_y(tmp_path / "rows.csv", open_model(tmp_path / "old.onnx")[1])
-    np.testing.assert_equal(x, [[0, 1], [np.nan, 3], [1, 5]])
+    np.testing.assert_equal(x, [[0, 1], [np.nan, np.nan], [1, 5]])
     predict_table(tmp_path / "old.onnx", tmp_path / "rows.csv", output=tmp_path / "out.csv")
     expected = open_model(tmp_path / "old.onnx")[0](x, np.array([0.9]))["mean"]
     np.testing.assert_allclose(pl.read_csv(tmp_path / "out.csv")["y_mean"], expected[:, 0], rtol=1e-6)

@@ -10,7 +10,7 @@ from models.manifest import Column, Target
 from service.codecs.cells import codes_of, read_cell
 from service.codecs.cells import seconds_since_1970 as seconds_of_request
 from training.errors import TableError
-from training.schema import codes, describe, encode, encode_targets, infer_kind
+from training.schema import codes, describe, encode, encode_targets, few_values, infer_kind, values_with
 
 NOON = datetime(2024, 1, 31, 12, tzinfo=UTC).timestamp()
 
@@ -402,3 +402,25 @@ def test_a_value_outside_a_transform_is_refused_with_advice_that_also_holds_for_
 def test_numbers_longer_than_any_id_are_texts():
     column, *_ = describe(pl.Series("k", ["1" * 5000, "2" * 5000]), categorical=True, max_categories=9, rows=np.arange(2))
     assert (column.integer, column.categories) == (False, ["1" * 5000, "2" * 5000])
+
+
+@pytest.mark.parametrize(("different", "few"), [(1, False), (2, True), (20, True), (21, False)])
+def test_a_target_of_few_values_has_them(different, few):
+    y = 0.1 * (np.arange(200) % different)
+    y[100:] *= 1 + 1e-9  # 0.30000000000000004 and 0.3 are one
+    assert few_values(y) == (pytest.approx(0.1 * np.arange(different), rel=1e-6) if few else None)
+    assert few_values(np.arange(2570) % 257.0) is None, "too many, however often they are there"
+
+
+def test_what_is_measured_once_a_group_is_no_target_of_few_values():
+    y, groups = np.repeat([36.6, 37.1, 38.0, 40.2], 50), np.repeat(np.arange(4), 50)
+    assert few_values(y) is not None
+    assert few_values(y, groups) is None
+    assert few_values(y, np.arange(200) % 25) is not None
+
+
+def test_the_values_of_a_target_are_joined_by_new_ones_unless_these_are_many():
+    known = [0.1, 0.2, 0.3]
+    assert values_with(known, np.float64(np.float32([0.3, 0.1] * 3))) == known
+    assert values_with(known, np.array([0.1] * 18 + [0.4] * 2)) == [0.1, 0.2, 0.3, 0.4]
+    assert values_with(known, np.array([0.1] * 17 + [0.4, 0.5, 0.6])) is None

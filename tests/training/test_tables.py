@@ -307,10 +307,3 @@ def test_a_semicolon_table_is_read_with_its_delimiter(tmp_path):
     with pytest.raises(TableError, match="read it with --delimiter ';'"):
         read_table(path, TableOptions(target=["y"]))
     assert read_table(path, TableOptions(target=["y"], delimiter=";")).rows == ROWS
-
-
-@pytest.mark.parametrize(("different", "few"), [(2, True), (20, True), (21, False)])
-def test_a_target_of_few_values_keeps_them(tmp_path, different, few):
-    y = [0.5 * (i % different) for i in range(200)]
-    (target,) = read(tmp_path, pl.DataFrame({"a": range(200), "y": y})).targets
-    assert target.values == (sorted(set(y)) if few else None)
