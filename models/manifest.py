@@ -61,7 +61,7 @@ class Target(_Part):
     transform: Transform = "identity"
     minimum: float
     maximum: float
-    values: list[float] | None = None
+    values: Annotated[list[float], Field(min_length=2)] | None = None
     """All values of a target of few ones (counts, ratings), ascending, two at least; None of any other."""
 
 
