@@ -10,10 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.manifest import Column, Target, Transform
+from training.columns import codes, missing, moments, weight_values
 from training.config import TableOptions
+from training.describe import MAX_CATEGORIES, describe
 from training.errors import TableError
 from training.files import ROW_INDEX, Source, blank_rows, collect, open_table, require_columns, scan, sha256_of
-from training.schema import MAX_CATEGORIES, codes, describe, few_values, missing, moments, target_values, weight_values
+from training.schema import few_values, target_values
 
 MINIMUM_ROWS = 30
 """Fewer rows than this leave too little for fitting, early stopping, calibration and test each."""

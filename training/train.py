@@ -18,6 +18,7 @@ from models.manifest import EvaluationSource, Manifest, Network, Origin
 from models.networks import FeatureStatistics, RawUnitsNetwork
 from training import calibrate, evaluate
 from training.calibrate import Moments, Residuals, Values
+from training.columns import leave_out
 from training.config import FitOptions, NetworkOptions, column_words
 from training.errors import TableError
 from training.evaluate import Predictions
@@ -27,7 +28,6 @@ from training.graph import calibrated_graph
 from training.output import check_output
 from training.preprocess import feature_statistics, known_to, seen_columns
 from training.report import report_page
-from training.schema import leave_out
 from training.splits import Plan, Rows, plan_rows
 from training.tables import Table, read_table
 from training.trial import chosen_options
